@@ -1,0 +1,1 @@
+//! Who exists, who may call and what is configured.

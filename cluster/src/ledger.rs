@@ -1,0 +1,3 @@
+//! Money. Today the amounts; budgets build on them.
+
+pub mod money;

@@ -1,0 +1,1 @@
+//! Amounts of money as integers. No float touches money.

@@ -1,0 +1,8 @@
+//! What LLM APIs say: bytes to meaning and back. Pure: no tokio, no clock, no I/O.
+//!
+//! Hub and spoke: every codec in [`dialect`] translates between its wire form and the one canonical form in
+//! [`chat`], so that n dialects need n codecs and not n².
+
+pub mod chat;
+pub mod fault;
+pub mod usage;
