@@ -1,0 +1,239 @@
+//! The keys clients present.
+
+use std::fmt::{self, Debug};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::available::Later;
+use super::pattern::{ModelFilter, Pattern};
+use super::problems::Problems;
+use super::secret::SecretRef;
+use super::tenant::DEFAULT_TENANT;
+
+/// A key that clients call with, and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeySpec {
+    /// The key's text, at least 32 characters: `"${ENV}"` or `{ file: PATH }`. Give this or `hash`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretRef>,
+
+    /// `b3:` and the BLAKE3 hash of the key's text, as `keys new` prints it; so the text need not be kept here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
+
+    /// Who the key belongs to.
+    pub tenant: String,
+
+    /// Models and routes it may use: names, `openai/*`, or `*`. Empty: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+
+    /// Requests it may make within any 60 seconds, on this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpm: Option<u32>,
+
+    /// Tokens, in and out, it may use within any 60 seconds, on this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<u64>,
+
+    /// From when on it is refused: a date (`2027-01-01`, meaning 00:00 UTC) or a time (`2027-01-01T08:00:00Z`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub team: Later,
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub budgets: Later,
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub roles: Later,
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub max_parallel: Later,
+}
+
+/// Characters a key's text must have: fewer could be guessed.
+pub const SECRET_LENGTH_MIN: usize = 32;
+
+impl Default for KeySpec {
+    fn default() -> Self {
+        Self {
+            secret: None,
+            hash: None,
+            tenant: DEFAULT_TENANT.to_owned(),
+            models: Vec::new(),
+            rpm: None,
+            tpm: None,
+            expires: None,
+            team: Later::default(),
+            budgets: Later::default(),
+            roles: Later::default(),
+            max_parallel: Later::default(),
+        }
+    }
+}
+
+impl KeySpec {
+    /// What can be said of the key alone; [`super::resources::Resources::check`] looks at what it refers to.
+    pub fn check(&self, problems: &mut Problems) {
+        match (&self.secret, &self.hash) {
+            (Some(_), Some(_)) => problems.add("hash", "stands beside `secret`; give one or the other"),
+            (None, None) => problems.add("", "has neither `secret` nor `hash`"),
+            (Some(_), None) | (None, Some(_)) => {}
+        }
+        if let Some(text) = self.secret.as_ref().and_then(SecretRef::literal) {
+            check_secret("secret", text, problems);
+        }
+        if let Some(hash) = &self.hash
+            && KeyHash::parse(hash).is_none()
+        {
+            problems.add("hash", "is not `b3:` and 64 hexadecimal digits; `keys new` prints one");
+        }
+        problems.within("models", |problems| {
+            for (index, pattern) in self.models.iter().enumerate() {
+                if let Err(wrong) = Pattern::parse(pattern) {
+                    problems.add(&index.to_string(), format!("`{pattern}` {wrong}"));
+                }
+            }
+        });
+        if self.rpm == Some(0) {
+            problems.add("rpm", "is 0; leave it out for no limit, or remove the key to refuse it");
+        }
+        if self.tpm == Some(0) {
+            problems.add("tpm", "is 0; leave it out for no limit, or remove the key to refuse it");
+        }
+        if let Some(expires) = &self.expires
+            && parse_expiry(expires).is_none()
+        {
+            let wanted = "wanted a date such as `2027-01-01` or a time such as `2027-01-01T08:00:00Z`";
+            problems.add("expires", format!("`{expires}` is neither a date nor a time; {wanted}"));
+        }
+        self.team.check("team", problems);
+        self.budgets.check("budgets", problems);
+        self.roles.check("roles", problems);
+        self.max_parallel.check("max_parallel", problems);
+    }
+}
+
+/// What is wrong with a key's text, without repeating it.
+pub(super) fn check_secret(path: &str, text: &str, problems: &mut Problems) {
+    let length = text.chars().count();
+    if length < SECRET_LENGTH_MIN {
+        problems.add(path, format!("has {length} characters; a key needs at least {SECRET_LENGTH_MIN}"));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        problems.add(path, "has characters that cannot stand in a header; use visible ASCII");
+    }
+}
+
+/// Since 1970. A date alone is its first moment in UTC.
+pub fn parse_expiry(text: &str) -> Option<Duration> {
+    let date_only = text.len() == "2027-01-01".len();
+    let whole = if date_only { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let time = humantime::parse_rfc3339(&whole).ok()?;
+    time.duration_since(std::time::UNIX_EPOCH).ok()
+}
+
+/// BLAKE3 of a key's whole text: what keys are found by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyHash(pub [u8; 32]);
+
+impl KeyHash {
+    pub fn of(text: &str) -> Self {
+        Self(*blake3::hash(text.as_bytes()).as_bytes())
+    }
+
+    /// `b3:` and 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text.strip_prefix("b3:")?).ok().map(|hash| Self(*hash.as_bytes()))
+    }
+
+    /// As [`KeyHash::parse`] reads it.
+    pub fn to_text(self) -> String {
+        format!("b3:{}", blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+/// Only the start: enough to tell two apart in a log.
+impl Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}…", &self.to_text()[..11])
+    }
+}
+
+/// Eight of its bytes; it is a hash already.
+impl Hash for KeyHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(first_word(&self.0));
+    }
+}
+
+fn first_word(bytes: &[u8; 32]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *bytes;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Passes a [`KeyHash`] through. Who cannot choose BLAKE3's output cannot choose collisions either.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = word;
+    }
+}
+
+/// A key as it is published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub name: String,
+    pub tenant: Arc<str>,
+    pub models: ModelFilter,
+    pub rpm: Option<u32>,
+    pub tpm: Option<u64>,
+    /// Since 1970; from then on it is refused.
+    pub expires_at: Option<Duration>,
+    /// The same for the same name, in every process.
+    pub id: u64,
+}
+
+impl Key {
+    pub fn new(name: &str, spec: &KeySpec) -> Self {
+        Self {
+            name: name.to_owned(),
+            tenant: spec.tenant.as_str().into(),
+            models: ModelFilter::new(spec.models.iter().filter_map(|text| Pattern::parse(text).ok())),
+            rpm: spec.rpm,
+            tpm: spec.tpm,
+            expires_at: spec.expires.as_deref().and_then(parse_expiry),
+            id: first_word(&KeyHash::of(name).0),
+        }
+    }
+
+    /// For `auth: none`: everyone, with everything allowed.
+    pub fn anonymous() -> Self {
+        Self::new("anonymous", &KeySpec::default())
+    }
+
+    /// `now` since 1970.
+    pub fn is_expired(&self, now: Duration) -> bool {
+        self.expires_at.is_some_and(|expires_at| now >= expires_at)
+    }
+}
