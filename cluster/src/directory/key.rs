@@ -176,8 +176,7 @@ impl Hash for KeyHash {
 }
 
 fn first_word(bytes: &[u8; 32]) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *bytes;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 /// Passes a [`KeyHash`] through. Who cannot choose BLAKE3's output cannot choose collisions either.

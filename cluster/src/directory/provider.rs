@@ -17,7 +17,7 @@ use super::secret::SecretRef;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProviderSpec {
-    /// Which vendor's API it speaks: `openai`, `anthropic`, `compatible` (anything that speaks OpenAI), or one of the
+    /// Which vendor's API it speaks: `openai`, `anthropic`, `compatible` (anything that speaks `openai`), or one of the
     /// known vendors. Defaults to the provider's own name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,

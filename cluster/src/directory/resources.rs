@@ -157,8 +157,12 @@ impl Resources {
         });
     }
 
-    /// A key may name what leads somewhere: a route, a provider's model, a model that one provider has.
+    /// A key may name what leads somewhere: a route, a provider's model, a model that one provider has. What is no
+    /// pattern at all was told before.
     fn check_allowed(&self, path: &str, model: &str, catalog: &Catalog, problems: &mut Problems) {
+        if Pattern::parse(model).is_err() {
+            return;
+        }
         let start = model.strip_suffix('*');
         let routed = self.routes.keys().any(|route| match (Pattern::parse(route), start) {
             (Ok(pattern), None) => pattern.matches(model),
