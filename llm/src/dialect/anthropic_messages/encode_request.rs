@@ -1,0 +1,180 @@
+//! Requests of any origin, as this API takes them.
+
+use serde_json::{Map, Value, json};
+
+use super::NAME;
+use super::block::{encode_block, short};
+use crate::chat::{Block, ChatRequest, Message, Role, Tool, ToolChoice};
+use crate::dialect::compatible::Quirks;
+use crate::dialect::{Dialect, Encoded};
+
+/// System messages are hoisted, messages of one role in a row become one (so that all results of parallel calls stand in
+/// one message), and a cap on the output is said where the client gave none.
+pub fn encode_request(request: &ChatRequest, from: Dialect, quirks: &Quirks) -> Encoded {
+    let mut saying = Saying { native: from.name() == NAME, dropped: Vec::new() };
+    let mut body = Map::new();
+    body.insert("model".into(), json!(request.model));
+    body.insert("max_tokens".into(), json!(request.output_max.unwrap_or(quirks.output_required_default)));
+    let system = saying.system(request);
+    if !system.is_empty() {
+        body.insert("system".into(), short(system));
+    }
+    body.insert("messages".into(), Value::Array(saying.messages(&request.messages)));
+    saying.tools(request, &mut body);
+    saying.sampling(request, &mut body);
+    if request.stream {
+        body.insert("stream".into(), Value::Bool(true));
+    }
+    if let Some(user) = &request.end_user {
+        body.insert("metadata".into(), json!({ "user_id": user }));
+    }
+    if request.choices > 1 {
+        saying.dropped("n");
+    }
+    saying.extra(&request.extra, &mut body);
+    Encoded { body: Value::Object(body).to_string().into_bytes(), dropped: saying.dropped }
+}
+
+struct Saying {
+    /// The request came in this dialect.
+    native: bool,
+    dropped: Vec<String>,
+}
+
+impl Saying {
+    fn dropped(&mut self, field: &str) {
+        if !self.dropped.iter().any(|known| known == field) {
+            self.dropped.push(field.to_owned());
+        }
+    }
+
+    fn blocks(&mut self, blocks: &[Block], field: &str) -> Vec<Value> {
+        let mut said = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            match encode_block(block) {
+                Ok(block) => said.extend(block),
+                Err(what) => self.dropped(&format!("{field}.{what}")),
+            }
+            if let Block::Image { detail: Some(_), .. } = block {
+                self.dropped(&format!("{field}.image_url.detail"));
+            }
+        }
+        said
+    }
+
+    fn system(&mut self, request: &ChatRequest) -> Vec<Value> {
+        let later = request.messages.iter().filter(|message| message.role == Role::System);
+        let mut said = self.blocks(&request.system, "system");
+        for message in later {
+            said.extend(self.blocks(&message.blocks, "messages.content"));
+        }
+        said
+    }
+
+    fn messages(&mut self, messages: &[Message]) -> Vec<Value> {
+        let mut said: Vec<(&str, Vec<Value>)> = Vec::with_capacity(messages.len());
+        for message in messages {
+            let role = match message.role {
+                Role::System => continue,
+                Role::User => "user",
+                Role::Assistant => "assistant",
+            };
+            if message.name.is_some() {
+                self.dropped("messages.name");
+            }
+            let blocks = self.blocks(&message.blocks, "messages.content");
+            match said.last_mut() {
+                _ if blocks.is_empty() => {}
+                Some((last, before)) if *last == role => before.extend(blocks),
+                _ => said.push((role, blocks)),
+            }
+        }
+        said.into_iter().map(|(role, blocks)| json!({ "role": role, "content": short(blocks) })).collect()
+    }
+
+    /// A choice among no tools is refused by this API, so it is said only where there are some.
+    fn tools(&mut self, request: &ChatRequest, body: &mut Map<String, Value>) {
+        let tools: Vec<Value> = request.tools.iter().filter_map(|tool| self.tool(tool)).collect();
+        if tools.is_empty() {
+            return;
+        }
+        body.insert("tools".into(), Value::Array(tools));
+        let serial = request.parallel_tool_calls == Some(false);
+        let mut choice = match &request.tool_choice {
+            Some(ToolChoice::Auto) => json!({ "type": "auto" }),
+            Some(ToolChoice::None) => json!({ "type": "none" }),
+            Some(ToolChoice::Required) => json!({ "type": "any" }),
+            Some(ToolChoice::Named(name)) => json!({ "type": "tool", "name": name }),
+            None if serial => json!({ "type": "auto" }),
+            None => return,
+        };
+        if serial && request.tool_choice != Some(ToolChoice::None) {
+            choice["disable_parallel_tool_use"] = Value::Bool(true);
+        }
+        body.insert("tool_choice".into(), choice);
+    }
+
+    fn tool(&mut self, tool: &Tool) -> Option<Value> {
+        if let Some(raw) = &tool.raw {
+            if self.native {
+                return Some(raw.clone());
+            }
+            self.dropped("tools");
+            return None;
+        }
+        let mut parameters = tool.parameters.as_object().cloned().unwrap_or_default();
+        if parameters.is_empty() {
+            parameters.insert("type".into(), json!("object"));
+            parameters.insert("properties".into(), json!({}));
+        }
+        parameters.entry("type").or_insert_with(|| json!("object"));
+        let mut said = json!({ "name": tool.name });
+        if let Some(description) = &tool.description {
+            said["description"] = json!(description);
+        }
+        said["input_schema"] = Value::Object(parameters);
+        match tool.strict {
+            Some(strict) if self.native => said["strict"] = Value::Bool(strict),
+            Some(true) => self.dropped("tools.function.strict"),
+            Some(false) | None => {}
+        }
+        Some(said)
+    }
+
+    /// This API's temperature ends at 1, and it refuses stop sequences of nothing but space.
+    fn sampling(&mut self, request: &ChatRequest, body: &mut Map<String, Value>) {
+        if let Some(temperature) = &request.temperature {
+            let hot = temperature.as_f64().is_some_and(|value| value > 1.0);
+            if hot {
+                self.dropped("temperature");
+            }
+            body.insert("temperature".into(), if hot { json!(1) } else { json!(temperature) });
+        }
+        if let Some(top_p) = &request.top_p {
+            body.insert("top_p".into(), json!(top_p));
+        }
+        if let Some(top_k) = request.top_k {
+            body.insert("top_k".into(), json!(top_k));
+        }
+        let (stop, blank): (Vec<&String>, _) = request.stop.iter().partition(|sequence| !sequence.trim().is_empty());
+        if !blank.is_empty() {
+            self.dropped("stop");
+        }
+        if !stop.is_empty() {
+            body.insert("stop_sequences".into(), json!(stop));
+        }
+    }
+
+    fn extra(&mut self, extra: &Map<String, Value>, body: &mut Map<String, Value>) {
+        for (name, value) in extra {
+            match (body.get_mut(name), value) {
+                _ if !self.native => self.dropped(name),
+                (None, _) => {
+                    body.insert(name.clone(), value.clone());
+                }
+                (Some(Value::Object(said)), Value::Object(more)) => said.extend(more.clone()),
+                (Some(_), _) => self.dropped(name),
+            }
+        }
+    }
+}
