@@ -228,7 +228,7 @@ mod tests {
         let start = Instant::now();
         assert_eq!(shard.put(scope(1), key(1), value("answer"), HOUR, start), Stored::Yes);
 
-        let last = start + HOUR - Duration::from_nanos(1);
+        let last = start + HOUR.saturating_sub(Duration::from_nanos(1));
         let entry = shard.get(scope(1), key(1), last).unwrap();
         assert_eq!((entry.value, entry.stored_at, entry.fresh_for), (value("answer"), start, HOUR));
 
