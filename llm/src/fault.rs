@@ -58,3 +58,25 @@ pub struct ErrorBody {
 
 /// How long the provider asked us to wait (`retry-after`, `retry-after-ms`).
 pub type RetryAfter = Option<Duration>;
+
+/// A provider's words are cut here; a page of HTML or a stack trace helps nobody.
+pub const MESSAGE_MAX: usize = 2048;
+
+impl Fault {
+    /// An answer that is not what its dialect promises.
+    pub fn malformed(message: impl AsRef<str>) -> Self {
+        Self {
+            kind: FaultKind::Malformed,
+            status: None,
+            message: shortened(message.as_ref(), MESSAGE_MAX).to_owned(),
+            code: None,
+            error_type: None,
+            param: None,
+        }
+    }
+}
+
+/// At most `max` bytes of `text`, cut between characters.
+pub fn shortened(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or(text)
+}

@@ -4,5 +4,9 @@
 //! [`chat`], so that n dialects need n codecs and not n².
 
 pub mod chat;
+pub mod dialect;
 pub mod fault;
+pub mod json;
+pub mod sse;
+pub mod transcode;
 pub mod usage;
