@@ -11,5 +11,9 @@
 //!
 //! Everything else on the path of a request is a value with a lock held for nanoseconds, or a published snapshot.
 
+pub mod breaker;
+pub mod guard;
+pub mod identity;
 pub mod metrics;
+pub mod quota;
 pub mod supervisor;

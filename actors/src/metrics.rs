@@ -38,7 +38,12 @@ pub fn all() -> Vec<&'static Described> {
     ROOMS.iter().copied().flatten().collect()
 }
 
-const ROOMS: &[&[Described]] = &[crate::supervisor::metrics::METRICS];
+const ROOMS: &[&[Described]] = &[
+    crate::identity::metrics::METRICS,
+    crate::breaker::metrics::METRICS,
+    crate::quota::metrics::METRICS,
+    crate::supervisor::metrics::METRICS,
+];
 
 #[cfg(test)]
 mod tests {

@@ -99,8 +99,14 @@ impl Mailbox {
         }
         place
     }
+
+    /// Places not taken.
+    pub fn free(&self) -> usize {
+        self.places.available_permits()
+    }
 }
 
+/// One place; free again when dropped.
 pub type Place = OwnedSemaphorePermit;
 
 /// Why the whole tree ended.

@@ -152,7 +152,7 @@ async fn while_it_restarts_a_message_is_refused_and_its_place_returned() {
 
     let order = Order::Wait { _place: mailbox.place().expect("a place"), until: until_too };
     assert_eq!(child.address.cast(order), Err(Gone));
-    assert_eq!(mailbox.places.available_permits(), 2);
+    assert_eq!(mailbox.free(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,451 @@
+//! When a breaker opens and closes. Pure: verdicts and times in, state out.
+//!
+//! Closed, it counts. It opens when `failures_max` calls failed in a row, or when at least `requests_min` calls ended
+//! within `window` and the share of failures among them reached `failure_share` percent. Open, it waits `open_for`;
+//! then it is half-open until the probe's verdict: success closes it, failure opens it again.
+
+pub use cluster::directory::provider::BreakerConfig as Policy;
+
+use std::time::{Duration, Instant};
+
+/// The longest a provider's own «come back later» is believed. A provider that answers nonsense must not vanish.
+pub const THROTTLED_FOR_MAX: Duration = Duration::from_mins(10);
+
+/// The longest a breaker stays open before a probe, whatever the configuration says.
+pub const OPEN_FOR_MAX: Duration = Duration::from_hours(1);
+
+/// The window is counted in this many parts; one part at a time is forgotten.
+const PARTS: usize = 10;
+
+/// What a finished call says about the provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Success,
+    Failure,
+    /// It says nothing: the client's fault, or the client hung up.
+    Neutral,
+    /// The provider is well and asks not to be called for a while.
+    Throttled {
+        for_: Duration,
+    },
+}
+
+/// On what ground the call was made. A verdict from before the breaker opened must not close it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// The breaker was closed.
+    Closed,
+    /// The one probe of a half-open breaker.
+    Probe,
+    /// Every candidate was unusable, and one attempt was made all the same.
+    LastResort,
+}
+
+/// What readers see. Half-open is open whose time is over, so no timer is needed to reach it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    pub open_until: Option<Instant>,
+    pub throttled_until: Option<Instant>,
+}
+
+/// Whether the provider may be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Closed,
+    HalfOpen,
+    Open { until: Instant },
+    Throttled { until: Instant },
+}
+
+impl State {
+    pub fn at(&self, now: Instant) -> Standing {
+        match (self.open_until, self.throttled_until) {
+            (Some(until), _) if now < until => Standing::Open { until },
+            (_, Some(until)) if now < until => Standing::Throttled { until },
+            (Some(_over), _) => Standing::HalfOpen,
+            (None, _) => Standing::Closed,
+        }
+    }
+}
+
+/// The state and what it is decided from.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    state: State,
+    failures_in_a_row: u32,
+    window: Window,
+}
+
+impl Machine {
+    pub fn closed(now: Instant) -> Self {
+        Self { state: State::default(), failures_in_a_row: 0, window: Window::new(now) }
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Takes a verdict. Whether it changed anything readers see is told by comparing [`state`](Self::state).
+    pub fn take(&mut self, verdict: Verdict, ground: Ground, at: Instant, policy: &Policy) {
+        match (verdict, self.state.open_until) {
+            (Verdict::Neutral, _) => {}
+            (Verdict::Throttled { for_ }, _) => self.throttle(for_, at),
+            (Verdict::Success | Verdict::Failure, None) => self.count(verdict == Verdict::Success, at, policy),
+            (Verdict::Success, Some(_)) => match ground {
+                Ground::Probe | Ground::LastResort => *self = Self::closed(at),
+                Ground::Closed => {}
+            },
+            (Verdict::Failure, Some(_)) => match ground {
+                Ground::Probe => self.open(at, policy),
+                Ground::Closed | Ground::LastResort => {}
+            },
+        }
+    }
+
+    fn throttle(&mut self, for_: Duration, at: Instant) {
+        let until = at + for_.min(THROTTLED_FOR_MAX);
+        if !for_.is_zero() && self.state.throttled_until.is_none_or(|known| known < until) {
+            self.state.throttled_until = Some(until);
+        }
+    }
+
+    fn count(&mut self, success: bool, at: Instant, policy: &Policy) {
+        self.window.add(success, at, policy.window);
+        if success {
+            self.failures_in_a_row = 0;
+            return;
+        }
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        let (ended, failed) = self.window.sums();
+        let too_many =
+            ended >= u64::from(policy.requests_min.get()) && failed * 100 >= ended * u64::from(policy.failure_share);
+        if self.failures_in_a_row >= policy.failures_max.get() || too_many {
+            self.open(at, policy);
+        }
+    }
+
+    fn open(&mut self, at: Instant, policy: &Policy) {
+        *self = Self {
+            state: State {
+                open_until: Some(at + policy.open_for.min(OPEN_FOR_MAX)),
+                throttled_until: self.state.throttled_until,
+            },
+            ..Self::closed(at)
+        };
+    }
+}
+
+/// How many calls ended lately, and how many of them failed. Between nine tenths of the window and all of it is seen.
+#[derive(Clone, Debug)]
+struct Window {
+    born: Instant,
+    /// The number of the newest part since `born`.
+    newest: u64,
+    parts: [Part; PARTS],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    ended: u32,
+    failed: u32,
+}
+
+impl Window {
+    fn new(born: Instant) -> Self {
+        Self { born, newest: 0, parts: [Part::default(); PARTS] }
+    }
+
+    /// A call that ended before the newest part is counted in the newest: verdicts come a little out of order.
+    fn add(&mut self, success: bool, at: Instant, window: Duration) {
+        let part_nanos = (window.as_nanos() / PARTS as u128).max(1);
+        let number = at.saturating_duration_since(self.born).as_nanos() / part_nanos;
+        let number = u64::try_from(number).unwrap_or(u64::MAX).max(self.newest);
+        for stale in (self.newest + 1..=number).take(PARTS) {
+            *self.part(stale) = Part::default();
+        }
+        if number - self.newest > PARTS as u64 {
+            self.parts = [Part::default(); PARTS];
+        }
+        self.newest = number;
+        let part = self.part(number);
+        part.ended = part.ended.saturating_add(1);
+        part.failed = part.failed.saturating_add(u32::from(!success));
+    }
+
+    fn part(&mut self, number: u64) -> &mut Part {
+        let index = usize::try_from(number % PARTS as u64).unwrap_or(0);
+        &mut self.parts[index]
+    }
+
+    fn sums(&self) -> (u64, u64) {
+        self.parts
+            .iter()
+            .fold((0, 0), |(ended, failed), part| (ended + u64::from(part.ended), failed + u64::from(part.failed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::num::NonZeroU32;
+
+    const POLICY: Policy = Policy {
+        failures_max: NonZeroU32::new(5).expect("not zero"),
+        failure_share: 50,
+        window: Duration::from_secs(30),
+        requests_min: NonZeroU32::new(20).expect("not zero"),
+        open_for: Duration::from_secs(10),
+    };
+
+    struct Bench {
+        machine: Machine,
+        born: Instant,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let born = cluster::clock::now();
+            Self { machine: Machine::closed(born), born, now: born }
+        }
+
+        fn wait(&mut self, time: Duration) {
+            self.now += time;
+        }
+
+        fn take(&mut self, verdict: Verdict, ground: Ground) {
+            self.machine.take(verdict, ground, self.now, &POLICY);
+        }
+
+        fn standing(&self) -> Standing {
+            self.machine.state().at(self.now)
+        }
+
+        fn opened() -> Self {
+            let mut bench = Self::new();
+            for _ in 0..5 {
+                bench.take(Verdict::Failure, Ground::Closed);
+            }
+            assert_eq!(bench.standing(), Standing::Open { until: bench.born + POLICY.open_for });
+            bench
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_open_it_and_a_success_between_does_not() {
+        let mut bench = Bench::new();
+        for _ in 0..4 {
+            bench.take(Verdict::Failure, Ground::Closed);
+        }
+        bench.take(Verdict::Success, Ground::Closed);
+        for _ in 0..4 {
+            bench.take(Verdict::Failure, Ground::Closed);
+        }
+        assert_eq!(bench.standing(), Standing::Closed);
+
+        bench.take(Verdict::Failure, Ground::Closed);
+
+        assert_eq!(bench.standing(), Standing::Open { until: bench.now + POLICY.open_for });
+    }
+
+    #[test]
+    fn a_share_of_failures_opens_it_once_enough_calls_ended() {
+        let mut bench = Bench::new();
+        for _ in 0..9 {
+            bench.take(Verdict::Success, Ground::Closed);
+            bench.take(Verdict::Failure, Ground::Closed);
+        }
+        bench.take(Verdict::Success, Ground::Closed);
+        assert_eq!(bench.standing(), Standing::Closed);
+
+        bench.take(Verdict::Failure, Ground::Closed);
+
+        assert!(matches!(bench.standing(), Standing::Open { .. }));
+    }
+
+    #[test]
+    fn failures_outside_the_window_are_forgotten() {
+        let mut bench = Bench::new();
+        for _ in 0..9 {
+            bench.take(Verdict::Success, Ground::Closed);
+            bench.take(Verdict::Failure, Ground::Closed);
+        }
+        bench.wait(POLICY.window);
+        bench.take(Verdict::Success, Ground::Closed);
+
+        bench.take(Verdict::Failure, Ground::Closed);
+
+        assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    #[test]
+    fn the_probe_decides() {
+        let mut bench = Bench::opened();
+        bench.wait(POLICY.open_for);
+        assert_eq!(bench.standing(), Standing::HalfOpen);
+
+        bench.take(Verdict::Failure, Ground::Probe);
+        assert_eq!(bench.standing(), Standing::Open { until: bench.now + POLICY.open_for });
+        bench.wait(POLICY.open_for);
+        bench.take(Verdict::Success, Ground::Probe);
+
+        assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    /// A call from before the trip tells of a time that is over.
+    #[test]
+    fn late_verdicts_neither_close_nor_prolong() {
+        let mut bench = Bench::opened();
+        let opened = bench.standing();
+
+        bench.take(Verdict::Success, Ground::Closed);
+        bench.wait(Duration::from_secs(1));
+        bench.take(Verdict::Failure, Ground::Closed);
+        bench.take(Verdict::Failure, Ground::LastResort);
+
+        assert_eq!(bench.standing(), opened);
+    }
+
+    #[test]
+    fn a_last_resort_that_succeeds_closes() {
+        let mut bench = Bench::opened();
+
+        bench.take(Verdict::Success, Ground::LastResort);
+
+        assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    #[test]
+    fn throttling_is_no_failure_and_passes_by_itself() {
+        let mut bench = Bench::new();
+        for _ in 0..100 {
+            bench.take(Verdict::Throttled { for_: Duration::from_secs(7) }, Ground::Closed);
+        }
+        assert_eq!(bench.standing(), Standing::Throttled { until: bench.now + Duration::from_secs(7) });
+
+        bench.take(Verdict::Throttled { for_: Duration::from_secs(2) }, Ground::Closed);
+        bench.wait(Duration::from_secs(7));
+
+        assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    #[test]
+    fn a_provider_cannot_ask_to_be_left_alone_for_ever() {
+        let mut bench = Bench::new();
+
+        bench.take(Verdict::Throttled { for_: Duration::MAX }, Ground::Closed);
+        bench.wait(THROTTLED_FOR_MAX);
+
+        assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Wait(Duration),
+        End(Verdict),
+        LateEnd(Verdict),
+        LastResort(Verdict),
+    }
+
+    fn verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![
+            3 => Just(Verdict::Success),
+            5 => Just(Verdict::Failure),
+            1 => Just(Verdict::Neutral),
+            1 => (0..20_000u64).prop_map(|ms| Verdict::Throttled { for_: Duration::from_millis(ms) }),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => (0..15_000u64).prop_map(|ms| Step::Wait(Duration::from_millis(ms))),
+            6 => verdict().prop_map(Step::End),
+            1 => verdict().prop_map(Step::LateEnd),
+            1 => verdict().prop_map(Step::LastResort),
+        ]
+    }
+
+    fn run(bench: &mut Bench, step: Step) {
+        match step {
+            Step::Wait(time) => bench.wait(time),
+            Step::End(verdict) => match bench.standing() {
+                Standing::Closed => bench.take(verdict, Ground::Closed),
+                Standing::HalfOpen => bench.take(verdict, Ground::Probe),
+                Standing::Open { .. } | Standing::Throttled { .. } => {}
+            },
+            Step::LateEnd(verdict) => bench.take(verdict, Ground::Closed),
+            Step::LastResort(verdict) => bench.take(verdict, Ground::LastResort),
+        }
+    }
+
+    proptest! {
+        /// Whatever happened, a provider is never out of rotation for longer than stated.
+        #[test]
+        fn never_open_for_ever(steps in vec(step(), 0..200)) {
+            let mut bench = Bench::new();
+            for step in steps {
+                run(&mut bench, step);
+                match bench.standing() {
+                    Standing::Open { until } => prop_assert!(until - bench.now <= POLICY.open_for),
+                    Standing::Throttled { until } => prop_assert!(until - bench.now <= THROTTLED_FOR_MAX),
+                    Standing::Closed | Standing::HalfOpen => {}
+                }
+            }
+            bench.wait(POLICY.open_for.max(THROTTLED_FOR_MAX));
+            prop_assert!(matches!(bench.standing(), Standing::Closed | Standing::HalfOpen));
+        }
+
+        /// From any state, a provider that is well again is called again: one probe that succeeds is enough.
+        #[test]
+        fn a_success_heals(steps in vec(step(), 0..200)) {
+            let mut bench = Bench::new();
+            for step in steps {
+                run(&mut bench, step);
+            }
+            bench.wait(POLICY.open_for.max(THROTTLED_FOR_MAX));
+            run(&mut bench, Step::End(Verdict::Success));
+            prop_assert_eq!(bench.standing(), Standing::Closed);
+        }
+
+        /// It opens for nothing but failures: not without `failures_max` of them since it last closed.
+        #[test]
+        fn a_few_failures_do_not_open_it(steps in vec(step(), 0..200)) {
+            let mut bench = Bench::new();
+            let mut failures = 0;
+            for step in steps {
+                let closed = bench.standing() == Standing::Closed;
+                if closed && matches!(step, Step::End(Verdict::Failure)) {
+                    failures += 1;
+                }
+                run(&mut bench, match step {
+                    Step::LateEnd(Verdict::Failure) | Step::LastResort(Verdict::Failure) => Step::Wait(Duration::ZERO),
+                    Step::Wait(_) | Step::End(_) | Step::LateEnd(_) | Step::LastResort(_) => step,
+                });
+                if closed && matches!(bench.standing(), Standing::Open { .. }) {
+                    prop_assert!(failures >= 5, "opened after {failures} failures");
+                    failures = 0;
+                }
+            }
+        }
+
+        /// The window agrees with a list of everything that ended, up to one part of it.
+        #[test]
+        fn the_window_forgets_what_is_old(calls in vec((0..9_000u64, any::<bool>()), 1..150)) {
+            let born = cluster::clock::now();
+            let mut window = Window::new(born);
+            let mut now = born;
+            let mut ended = Vec::new();
+            for (pause, success) in calls {
+                now += Duration::from_millis(pause);
+                window.add(success, now, POLICY.window);
+                ended.push(now);
+                let within = |span: Duration| ended.iter().filter(|at| now - **at < span).count() as u64;
+                let (counted, _failed) = window.sums();
+                prop_assert!(counted <= within(POLICY.window), "{counted} > {}", within(POLICY.window));
+                prop_assert!(counted >= within(POLICY.window * 9 / 10), "{counted} < {}", within(POLICY.window * 9 / 10));
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What an attempt may cost, and what it did: [`Reservation`] → [`Charge`] → [`Bill`].
+//!
+//! Each attempt has its own. Before dispatch a reservation that is dropped is released; after it a charge that is
+//! dropped costs the full bound. So an attempt is charged exactly once, and never less than the provider bills.
+
+pub mod metrics;
+
+use ::metrics::Counter;
+use cluster::directory::price::{Price, TokenCounts};
+use cluster::ledger::money::NanoUsd;
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tracing::warn;
+
+/// Output tokens a provider may bill beyond those that were seen when a call is cut.
+pub const CANCEL_SLACK: u64 = 256;
+
+/// Accounts whose counters are kept at hand. Beyond it all are looked up anew; nothing is lost.
+const ACCOUNTS_MAX: usize = 10_000;
+
+/// Reserves for every attempt of this node. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Quota(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    next: AtomicU64,
+    accounts: RwLock<HashMap<Account, Arc<Counters>>>,
+}
+
+impl Quota {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the bound aside at this target's price. Without a price the attempt is metered, and its cost unknown.
+    pub fn reserve(&self, account: &Account, bound: Bound, price: Option<Arc<Price>>) -> Reservation {
+        let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
+        Reservation(Attempt { stage: Stage::Reserved, seq, bound, price, counters: self.counters(account) })
+    }
+
+    fn counters(&self, account: &Account) -> Arc<Counters> {
+        if let Some(known) = self.0.accounts.read().get(account) {
+            return Arc::clone(known);
+        }
+        let mut accounts = self.0.accounts.write();
+        if accounts.len() >= ACCOUNTS_MAX {
+            accounts.clear();
+        }
+        Arc::clone(accounts.entry(account.clone()).or_insert_with(|| Arc::new(Counters::new(account))))
+    }
+}
+
+/// In whose name an attempt is made. All three are names from the configuration, so their number is bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Account {
+    pub tenant: Arc<str>,
+    pub provider: Arc<str>,
+    /// The route's label.
+    pub route: Arc<str>,
+}
+
+/// The most an attempt can use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    pub tokens: TokenCounts,
+    /// The provider bills reasoning it does not show, so what was seen says nothing about what is billed.
+    pub hidden_reasoning: bool,
+}
+
+/// Leave to spend up to the bound. Dropped, it is released.
+#[must_use]
+pub struct Reservation(Attempt);
+
+impl Reservation {
+    /// Which attempt of this node it is; never the client's request id.
+    pub fn seq(&self) -> u64 {
+        self.0.seq
+    }
+
+    /// The call is about to be written. From here on the attempt is charged, whatever happens.
+    pub fn dispatch(mut self) -> Charge {
+        self.0.stage = Stage::Dispatched;
+        Charge(self.0)
+    }
+}
+
+/// An attempt under way. Dropped, it costs its full bound.
+#[must_use]
+pub struct Charge(Attempt);
+
+impl Charge {
+    /// The provider said what was used. Images and calls are those of the bound: no provider reports them.
+    pub fn settle(mut self, used: TokenCounts) -> Bill {
+        let TokenCounts { images, calls, .. } = self.0.bound.tokens;
+        self.0.close(Ending::Used(TokenCounts { images, calls, ..used }))
+    }
+
+    /// Nothing was written to the socket, or the provider refused without naming a usage.
+    pub fn void(mut self) -> Bill {
+        self.0.close(Ending::Used(TokenCounts::default()))
+    }
+
+    /// The answer was cut after content; `output` tokens of it were seen.
+    pub fn cut(mut self, output: u64) -> Bill {
+        self.0.close(Ending::Cut { output })
+    }
+}
+
+/// What an attempt came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bill {
+    /// `None` where the model has no price.
+    pub cost: Option<NanoUsd>,
+    pub tokens: TokenCounts,
+    /// Not the provider's own count but an upper bound of it.
+    pub estimated: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Ending {
+    Used(TokenCounts),
+    Cut { output: u64 },
+    Unknown,
+}
+
+/// What the receipts hold. Its drop is where the rules are.
+struct Attempt {
+    stage: Stage,
+    seq: u64,
+    bound: Bound,
+    price: Option<Arc<Price>>,
+    counters: Arc<Counters>,
+}
+
+#[derive(Clone, Copy)]
+enum Stage {
+    Reserved,
+    Dispatched,
+    Closed,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        match self.stage {
+            Stage::Reserved => self.counters.released.increment(1),
+            Stage::Dispatched => {
+                self.close(Ending::Unknown);
+            }
+            Stage::Closed => {}
+        }
+    }
+}
+
+impl Attempt {
+    fn close(&mut self, ending: Ending) -> Bill {
+        self.stage = Stage::Closed;
+        let bill = self.bill(ending);
+        self.counters.count(&bill);
+        bill
+    }
+
+    fn bill(&self, ending: Ending) -> Bill {
+        let bound = self.bound.tokens;
+        let (tokens, estimated) = match ending {
+            Ending::Used(used) => (used, false),
+            Ending::Unknown => (bound, true),
+            Ending::Cut { .. } if self.bound.hidden_reasoning => (bound, true),
+            Ending::Cut { output } => {
+                (TokenCounts { output: bound.output.min(output.saturating_add(CANCEL_SLACK)), ..bound }, true)
+            }
+        };
+        let cost =
+            self.price.as_deref().map(|price| if estimated { dearest(price, tokens) } else { price.cost(tokens) });
+        let most = self.price.as_deref().map(|price| dearest(price, bound));
+        if cost > most {
+            self.counters.bound_exceeded.increment(1);
+            warn!(seq = self.seq, ?bound, ?tokens, "a call used more than the bound reserved for it");
+        }
+        Bill { cost, tokens, estimated }
+    }
+}
+
+/// The cost when every token is of the dearest sort: what was read from or written to a cache, and what was reasoning,
+/// is not known before the provider says it.
+fn dearest(price: &Price, tokens: TokenCounts) -> NanoUsd {
+    let input = price.input.max(price.cached_input).max(price.cache_write);
+    let output = price.output.max(price.reasoning);
+    let plain = TokenCounts { cached_input: 0, cache_write: 0, reasoning: 0, ..tokens };
+    Price { input, output, ..*price }.cost(plain)
+}
+
+/// Handles made once for each account: looking one up by its labels costs more than the rest of a bill.
+struct Counters {
+    exact: Basis,
+    estimated: Basis,
+    released: Counter,
+    bound_exceeded: Counter,
+}
+
+struct Basis {
+    charges: Counter,
+    cost: Counter,
+    input: Counter,
+    output: Counter,
+}
+
+impl Counters {
+    fn new(account: &Account) -> Self {
+        Self {
+            exact: Basis::new(account, "exact"),
+            estimated: Basis::new(account, "estimated"),
+            released: ::metrics::counter!(metrics::RELEASED),
+            bound_exceeded: ::metrics::counter!(metrics::BOUND_EXCEEDED),
+        }
+    }
+
+    fn count(&self, bill: &Bill) {
+        let basis = if bill.estimated { &self.estimated } else { &self.exact };
+        basis.charges.increment(1);
+        basis.cost.increment(bill.cost.map_or(0, |cost| cost.0));
+        basis.input.increment(bill.tokens.input);
+        basis.output.increment(bill.tokens.output);
+    }
+}
+
+impl Basis {
+    fn new(account: &Account, basis: &'static str) -> Self {
+        let counter = |name: &'static str, direction: Option<&'static str>| {
+            let mut labels = vec![
+                ::metrics::Label::new("tenant", Arc::clone(&account.tenant)),
+                ::metrics::Label::new("provider", Arc::clone(&account.provider)),
+                ::metrics::Label::new("route", Arc::clone(&account.route)),
+                ::metrics::Label::new("basis", basis),
+            ];
+            labels.extend(direction.map(|direction| ::metrics::Label::new("direction", direction)));
+            ::metrics::counter!(name, labels)
+        };
+        Self {
+            charges: counter(metrics::CHARGES, None),
+            cost: counter(metrics::COST, None),
+            input: counter(metrics::TOKENS, Some("input")),
+            output: counter(metrics::TOKENS, Some("output")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
