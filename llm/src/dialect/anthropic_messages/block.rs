@@ -91,7 +91,7 @@ fn other(raw: Raw) -> Result<Block, BadRequest> {
 }
 
 /// A block as this API has it, or the name of what cannot be said. `None` is an empty block: this API refuses those.
-pub(super) fn encode_block(block: &Block) -> Result<Option<Value>, &'static str> {
+pub(super) fn encode_block(block: &Block) -> Result<Option<Value>, &str> {
     match block {
         Block::Text { text, cache_control } => Ok(encode_text(text, cache_control.as_ref())),
         Block::Refusal { text } => Ok(encode_text(text, None)),
@@ -108,9 +108,9 @@ pub(super) fn encode_block(block: &Block) -> Result<Option<Value>, &'static str>
             Ok(Some(json!({ "type": "thinking", "thinking": text, "signature": signature })))
         }
         // This API takes reasoning back only with its own signature.
-        Block::Thinking { signature: None, .. } => Err("reasoning"),
+        Block::Thinking { signature: None, .. } => Err("thinking"),
         Block::Other { dialect, value } if dialect == NAME => Ok(Some(value.clone())),
-        Block::Other { .. } => Err("other"),
+        Block::Other { value, .. } => Err(value["type"].as_str().unwrap_or("unknown")),
     }
 }
 
@@ -122,7 +122,7 @@ fn encode_text(text: &str, cache_control: Option<&Value>) -> Option<Value> {
     (!text.is_empty()).then_some(block)
 }
 
-fn encode_tool_result(id: &str, content: &[Block], is_error: bool) -> Result<Value, &'static str> {
+fn encode_tool_result<'a>(id: &str, content: &'a [Block], is_error: bool) -> Result<Value, &'a str> {
     let mut blocks = Vec::with_capacity(content.len());
     for block in content {
         blocks.extend(encode_block(block)?);

@@ -8,7 +8,7 @@ use crate::chat::{Block, ChatRequest, Message, Role, Tool, ToolChoice};
 use crate::dialect::compatible::Quirks;
 use crate::dialect::{Dialect, Encoded};
 
-/// System messages are hoisted, messages of one role in a row become one (so that all results of parallel calls stand in
+/// System messages are hoisted (unless there are no others), messages of one role in a row become one (so that all results of parallel calls stand in
 /// one message), and a cap on the output is said where the client gave none.
 pub fn encode_request(request: &ChatRequest, from: Dialect, quirks: &Quirks) -> Encoded {
     let mut saying = Saying { native: from.name() == NAME, dropped: Vec::new() };
@@ -63,9 +63,8 @@ impl Saying {
     }
 
     fn system(&mut self, request: &ChatRequest) -> Vec<Value> {
-        let later = request.messages.iter().filter(|message| message.role == Role::System);
         let mut said = self.blocks(&request.system, "system");
-        for message in later {
+        for message in request.messages.iter().filter(|message| is_hoisted(message, &request.messages)) {
             said.extend(self.blocks(&message.blocks, "messages.content"));
         }
         said
@@ -74,9 +73,11 @@ impl Saying {
     fn messages(&mut self, messages: &[Message]) -> Vec<Value> {
         let mut said: Vec<(&str, Vec<Value>)> = Vec::with_capacity(messages.len());
         for message in messages {
+            if is_hoisted(message, messages) {
+                continue;
+            }
             let role = match message.role {
-                Role::System => continue,
-                Role::User => "user",
+                Role::System | Role::User => "user",
                 Role::Assistant => "assistant",
             };
             if message.name.is_some() {
@@ -165,10 +166,23 @@ impl Saying {
         }
     }
 
+    /// What OpenAI calls otherwise.
+    fn foreign(&mut self, name: &str, value: &Value, body: &mut Map<String, Value>) {
+        match (name, value["type"].as_str()) {
+            ("response_format", Some("text")) => {}
+            ("response_format", Some("json_schema")) if value["json_schema"]["schema"].is_object() => {
+                let schema = &value["json_schema"]["schema"];
+                let format = json!({ "type": "json_schema", "schema": schema });
+                body.insert("output_config".into(), json!({ "format": format }));
+            }
+            _ => self.dropped(name),
+        }
+    }
+
     fn extra(&mut self, extra: &Map<String, Value>, body: &mut Map<String, Value>) {
         for (name, value) in extra {
             match (body.get_mut(name), value) {
-                _ if !self.native => self.dropped(name),
+                _ if !self.native => self.foreign(name, value, body),
                 (None, _) => {
                     body.insert(name.clone(), value.clone());
                 }
@@ -177,4 +191,9 @@ impl Saying {
             }
         }
     }
+}
+
+/// This API wants a conversation: where there are only instructions, they are what the user says.
+fn is_hoisted(message: &Message, messages: &[Message]) -> bool {
+    message.role == Role::System && messages.iter().any(|message| message.role != Role::System)
 }

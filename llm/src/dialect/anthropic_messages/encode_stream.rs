@@ -9,6 +9,7 @@ use super::{Counts, NAME, stop_reason};
 use crate::chat::{Delta, Finish};
 use crate::dialect::StreamOptions;
 use crate::json::{write, write_string};
+use crate::tokens;
 use crate::usage::Usage;
 
 /// Calls that wait for their turn, and the bytes of their arguments. Beyond it the open call is taken to be over.
@@ -86,8 +87,11 @@ impl Encoder {
     /// The last two events. Where the provider counted nothing, the usage is estimated.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         self.stop_all(out);
-        let estimate =
-            Usage { input: self.options.input_estimate, output: self.output_bytes.div_ceil(4), ..Usage::default() };
+        let estimate = Usage {
+            input: self.options.input_estimate,
+            output: tokens::output_estimate(self.output_bytes),
+            ..Usage::default()
+        };
         let reason = self.finish.as_ref().map(|reason| stop_reason(reason, self.stop_sequence.as_deref(), self.called));
         let event = json!({
             "type": "message_delta",

@@ -66,7 +66,7 @@ pub fn encode_reply(reply: &ChatReply, shown_model: &str) -> Vec<u8> {
 }
 
 /// An answer may hold reasoning without a signature, which a request may not.
-fn encode_answered(block: &Block) -> Result<Option<Value>, &'static str> {
+fn encode_answered(block: &Block) -> Result<Option<Value>, &str> {
     match block {
         Block::Thinking { text, signature: None } => {
             Ok(Some(json!({ "type": "thinking", "thinking": text, "signature": "" })))
