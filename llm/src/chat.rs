@@ -87,8 +87,13 @@ pub enum Block {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ImageSource {
     /// `data` is base64 as it stood.
-    Base64 { media_type: String, data: String },
-    Url { url: String },
+    Base64 {
+        media_type: String,
+        data: String,
+    },
+    Url {
+        url: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,19 +160,52 @@ pub enum Finish {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
     /// Once, first.
-    Start { id: String, model: String, created: Option<u64> },
-    Text { choice: u32, text: String },
-    Refusal { choice: u32, text: String },
-    Thinking { choice: u32, text: String },
-    ThinkingSignature { choice: u32, signature: String },
+    Start {
+        id: String,
+        model: String,
+        created: Option<u64>,
+    },
+    Text {
+        choice: u32,
+        text: String,
+    },
+    Refusal {
+        choice: u32,
+        text: String,
+    },
+    Thinking {
+        choice: u32,
+        text: String,
+    },
+    ThinkingSignature {
+        choice: u32,
+        signature: String,
+    },
     /// `tool` counts the calls of this choice from 0.
-    ToolStart { choice: u32, tool: u32, id: String, name: String },
-    ToolArguments { choice: u32, tool: u32, fragment: String },
-    Finish { choice: u32, reason: Finish, stop_sequence: Option<String> },
+    ToolStart {
+        choice: u32,
+        tool: u32,
+        id: String,
+        name: String,
+    },
+    ToolArguments {
+        choice: u32,
+        tool: u32,
+        fragment: String,
+    },
+    Finish {
+        choice: u32,
+        reason: Finish,
+        stop_sequence: Option<String>,
+    },
     /// Cumulative: the newest one counts.
     Usage(Usage),
     /// A block only its own dialect knows, as it stood.
-    Other { choice: u32, dialect: String, value: Value },
+    Other {
+        choice: u32,
+        dialect: String,
+        value: Value,
+    },
     /// The provider's own word that the stream is over (`[DONE]`, `message_stop`).
     End,
     Ping,

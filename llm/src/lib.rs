@@ -7,6 +7,8 @@ pub mod chat;
 pub mod dialect;
 pub mod fault;
 pub mod json;
+pub mod splice;
 pub mod sse;
+pub mod tokens;
 pub mod transcode;
 pub mod usage;

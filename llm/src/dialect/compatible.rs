@@ -3,14 +3,16 @@
 use crate::dialect::Dialect;
 
 /// Which field caps the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MaxTokensField {
     MaxTokens,
+    #[default]
     MaxCompletionTokens,
 }
 
 /// What a vendor does not do as the dialect's owner does. A field a vendor refuses is dropped and listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a table of what each vendor takes: every column is yes or no")]
 pub struct Quirks {
     pub max_tokens_field: MaxTokensField,
     /// Knows `stream_options.include_usage`. The others report usage in the last chunk unasked, or never.
@@ -57,8 +59,7 @@ const OPENAI: Quirks = Quirks {
 };
 
 /// What is safe to say to a server that only claims to speak OpenAI.
-const COMPATIBLE: Quirks =
-    Quirks { max_tokens_field: MaxTokensField::MaxTokens, reasoning_effort: false, ..OPENAI };
+const COMPATIBLE: Quirks = Quirks { max_tokens_field: MaxTokensField::MaxTokens, reasoning_effort: false, ..OPENAI };
 
 /// One vendor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +72,12 @@ pub struct Vendor {
     pub quirks: Quirks,
 }
 
+const fn speaks_openai(kind: &'static str, base_url: &'static str, quirks: Quirks) -> Vendor {
+    Vendor { kind, dialect: Dialect::OpenAiChat, base_url: Some(base_url), quirks }
+}
+
 const VENDORS: &[Vendor] = &[
-    Vendor {
-        kind: "openai",
-        dialect: Dialect::OpenAiChat,
-        base_url: Some("https://api.openai.com/v1"),
-        quirks: OPENAI,
-    },
+    speaks_openai("openai", "https://api.openai.com/v1", OPENAI),
     Vendor {
         kind: "anthropic",
         dialect: Dialect::AnthropicMessages,
@@ -85,6 +85,102 @@ const VENDORS: &[Vendor] = &[
         quirks: Quirks { top_k: true, cache_control: true, choices: false, stop_max: usize::MAX, ..COMPATIBLE },
     },
     Vendor { kind: "compatible", dialect: Dialect::OpenAiChat, base_url: None, quirks: COMPATIBLE },
+    Vendor {
+        kind: "vllm",
+        dialect: Dialect::OpenAiChat,
+        base_url: None,
+        quirks: Quirks { top_k: true, reasoning_content: true, stop_max: usize::MAX, ..COMPATIBLE },
+    },
+    speaks_openai(
+        "ollama",
+        "http://127.0.0.1:11434/v1",
+        Quirks {
+            choices: false,
+            end_user: false,
+            parallel_tool_calls: false,
+            reasoning_effort: true,
+            stop_max: usize::MAX,
+            ..COMPATIBLE
+        },
+    ),
+    // Answers 400 to a participant's name and to more than one choice.
+    speaks_openai(
+        "groq",
+        "https://api.groq.com/openai/v1",
+        Quirks {
+            max_tokens_field: MaxTokensField::MaxCompletionTokens,
+            message_name: false,
+            choices: false,
+            ..COMPATIBLE
+        },
+    ),
+    // Answers 422 to every field it does not know, and counts a stream's tokens unasked.
+    speaks_openai(
+        "mistral",
+        "https://api.mistral.ai/v1",
+        Quirks {
+            supports_stream_usage: false,
+            end_user: false,
+            message_name: false,
+            stop_max: usize::MAX,
+            ..COMPATIBLE
+        },
+    ),
+    // Answers 400 to content that is not a string, and wants its reasoning back where it called a tool.
+    speaks_openai(
+        "deepseek",
+        "https://api.deepseek.com/v1",
+        Quirks {
+            end_user: false,
+            choices: false,
+            parallel_tool_calls: false,
+            reasoning_content: true,
+            content_parts: false,
+            stop_max: 16,
+            ..COMPATIBLE
+        },
+    ),
+    speaks_openai(
+        "together",
+        "https://api.together.xyz/v1",
+        Quirks { top_k: true, stop_max: usize::MAX, ..COMPATIBLE },
+    ),
+    speaks_openai(
+        "openrouter",
+        "https://openrouter.ai/api/v1",
+        Quirks { top_k: true, cache_control: true, reasoning_effort: true, stop_max: usize::MAX, ..COMPATIBLE },
+    ),
+    speaks_openai(
+        "xai",
+        "https://api.x.ai/v1",
+        Quirks { max_tokens_field: MaxTokensField::MaxCompletionTokens, ..COMPATIBLE },
+    ),
+    speaks_openai("fireworks", "https://api.fireworks.ai/inference/v1", Quirks { top_k: true, ..COMPATIBLE }),
+    // Answers 400 to `parallel_tool_calls`.
+    speaks_openai(
+        "cerebras",
+        "https://api.cerebras.ai/v1",
+        Quirks {
+            max_tokens_field: MaxTokensField::MaxCompletionTokens,
+            choices: false,
+            parallel_tool_calls: false,
+            content_parts: false,
+            ..COMPATIBLE
+        },
+    ),
+    // Answers 400 to fields it does not know.
+    speaks_openai(
+        "gemini-openai",
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        Quirks {
+            end_user: false,
+            message_name: false,
+            parallel_tool_calls: false,
+            reasoning_effort: true,
+            stop_max: 5,
+            ..COMPATIBLE
+        },
+    ),
 ];
 
 impl Quirks {
@@ -100,4 +196,27 @@ pub fn vendor(kind: &str) -> Option<&'static Vendor> {
 
 pub fn vendors() -> &'static [Vendor] {
     VENDORS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_stands_once_and_is_found() {
+        for (index, entry) in vendors().iter().enumerate() {
+            assert_eq!(vendors().iter().position(|other| other.kind == entry.kind), Some(index));
+            assert_eq!(vendor(entry.kind), Some(entry));
+        }
+        assert_eq!(vendor("nobody"), None);
+        assert_eq!(Quirks::of("nobody"), Quirks::of("compatible"));
+    }
+
+    /// The path of an operation begins with a slash.
+    #[test]
+    fn a_base_url_ends_without_a_slash() {
+        for base_url in vendors().iter().filter_map(|vendor| vendor.base_url) {
+            assert!(base_url.starts_with("http") && !base_url.ends_with('/'), "{base_url}");
+        }
+    }
 }

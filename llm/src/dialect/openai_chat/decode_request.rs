@@ -432,11 +432,7 @@ fn image_source(url: &str) -> ImageSource {
     }
 }
 
-pub(super) fn tool_calls(
-    value: Raw<'_>,
-    blocks: &mut Vec<Block>,
-    leftovers: &mut Leftovers,
-) -> Result<(), BadRequest> {
+pub(super) fn tool_calls(value: Raw<'_>, blocks: &mut Vec<Block>, leftovers: &mut Leftovers) -> Result<(), BadRequest> {
     let calls: Elements<'_> = value.elements()?;
     for (index, call) in calls.enumerate() {
         let mut unknown = Vec::new();

@@ -163,14 +163,12 @@ impl Decoder {
         if choice >= CHOICES_MAX {
             return Err(Fault::malformed(format!("a chunk of the stream is for choice {choice}")));
         }
-        let state = match self.choices.iter().position(|state| state.index == choice) {
-            Some(found) => self.choices.get_mut(found),
-            None => {
-                self.choices.push(ChoiceState { index: choice, refused: false, calls: Vec::new() });
-                self.choices.last_mut()
-            }
-        };
-        let Some(state) = state else { return Ok(()) };
+        let known = self.choices.iter().position(|state| state.index == choice);
+        if known.is_none() {
+            self.choices.push(ChoiceState { index: choice, refused: false, calls: Vec::new() });
+        }
+        let place = known.unwrap_or(self.choices.len() - 1);
+        let Some(state) = self.choices.get_mut(place) else { return Ok(()) };
         let delta = wire.delta.unwrap_or_default();
         let reasoning = delta.reasoning_content.or_else(|| delta.reasoning.and_then(StringOrOther::string));
         let (mut thought, text) = delta.content.map(|content| (content.thinking, content.text)).unwrap_or_default();
@@ -189,10 +187,10 @@ impl Decoder {
             state.call(call, deltas)?;
         }
         if let Some(word) = wire.finish_reason.filter(|word| !word.0.is_empty()) {
-            let reason = match finish_of(&word.0) {
-                Finish::Stop if state.refused => Finish::Refusal,
-                reason => reason,
-            };
+            let mut reason = finish_of(&word.0);
+            if state.refused && reason == Finish::Stop {
+                reason = Finish::Refusal;
+            }
             let stop_sequence = wire.stop_reason.and_then(StringOrOther::string).map(|stop| stop.0.into_owned());
             deltas.push(Delta::Finish { choice, reason, stop_sequence });
         }
@@ -221,7 +219,9 @@ impl ChoiceState {
         let tool = u32::try_from(place).unwrap_or(u32::MAX);
         if goes_on.is_none() {
             if place >= CALLS_MAX {
-                return Err(Fault::malformed(format!("choice {choice} of the stream has more than {CALLS_MAX} tool calls")));
+                return Err(Fault::malformed(format!(
+                    "choice {choice} of the stream has more than {CALLS_MAX} tool calls"
+                )));
             }
             let id = id.map_or_else(|| format!("call_{choice}_{tool}"), Cow::into_owned);
             self.calls.push(OpenCall { wire_index: wire.index, id: id.clone() });

@@ -13,16 +13,13 @@ const BODY_MAX: usize = 1 << 20;
 
 pub fn decode_error(status: u16, body: &[u8]) -> Fault {
     let body = body.get(..BODY_MAX).unwrap_or(body);
-    match serde_json::from_slice::<Value>(body) {
-        Ok(value) => fault_of(&value, Some(status)),
-        Err(_) => {
-            let text = String::from_utf8_lossy(body);
-            let mut fault = Fault::malformed(words_of_page(&text));
-            fault.status = Some(status);
-            fault.kind = kind_of(Some(status), "", &fault.message);
-            fault
-        }
+    if let Ok(value) = serde_json::from_slice::<Value>(body) {
+        return fault_of(&value, Some(status));
     }
+    let mut fault = Fault::malformed(words_of_page(&String::from_utf8_lossy(body)));
+    fault.status = Some(status);
+    fault.kind = kind_of(Some(status), "", &fault.message);
+    fault
 }
 
 /// An error object, however deep the vendor packs it. Without a `status` it was told in the middle of a stream.
@@ -41,7 +38,9 @@ pub fn fault_of(value: &Value, status: Option<u16>) -> Fault {
     // FastAPI's `detail` and Mistral's `message` may be lists of objects.
     let message = inner.as_str().map(str::to_owned).or_else(|| {
         let found = ["message", "detail", "error"].iter().find_map(|name| inner.get(*name));
-        found.filter(|found| !found.is_null()).map(|found| found.as_str().map_or_else(|| found.to_string(), str::to_owned))
+        found
+            .filter(|found| !found.is_null())
+            .map(|found| found.as_str().map_or_else(|| found.to_string(), str::to_owned))
     });
     let message = shortened(&message.unwrap_or_default(), MESSAGE_MAX).to_owned();
     let short = |text: String| shortened(&text, WORD_MAX).to_owned();
@@ -49,7 +48,8 @@ pub fn fault_of(value: &Value, status: Option<u16>) -> Fault {
     let error_type = words(inner, "type").or_else(|| words(inner, "status")).map(short);
     // OpenRouter tells the status in the code, also where the stream's own was 200.
     let told = code.as_deref().and_then(|code| code.parse::<u16>().ok()).filter(|code| (400..600).contains(code));
-    let words_of_kind = format!("{} {}", code.as_deref().unwrap_or_default(), error_type.as_deref().unwrap_or_default());
+    let words_of_kind =
+        format!("{} {}", code.as_deref().unwrap_or_default(), error_type.as_deref().unwrap_or_default());
     Fault {
         kind: kind_of(status.or(told), &words_of_kind, &message),
         status,
@@ -65,7 +65,9 @@ fn kind_of(status: Option<u16>, words: &str, message: &str) -> FaultKind {
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let message = message.to_ascii_lowercase();
     let client_side = status.is_none_or(|status| (400..500).contains(&status));
-    if client_side && (says(CONTEXT_WORDS) || status != Some(429) && CONTEXT_PHRASES.iter().any(|part| message.contains(part))) {
+    if client_side
+        && (says(CONTEXT_WORDS) || status != Some(429) && CONTEXT_PHRASES.iter().any(|part| message.contains(part)))
+    {
         return FaultKind::ContextLength;
     }
     if client_side && says(&["content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"]) {
@@ -86,13 +88,12 @@ fn kind_of(status: Option<u16>, words: &str, message: &str) -> FaultKind {
         Some(498 | 503 | 529) => FaultKind::Overloaded,
         Some(400) if says(&["model_not_found"]) => FaultKind::NotFound,
         Some(400..500) => FaultKind::BadRequest,
-        Some(500..) => FaultKind::Server,
         Some(..400) => FaultKind::Malformed,
         None if says(&["rate_limit", "RESOURCE_EXHAUSTED"]) => FaultKind::Throttled,
         None if says(&["overloaded", "UNAVAILABLE"]) => FaultKind::Overloaded,
         None if says(&["timeout", "DEADLINE_EXCEEDED"]) => FaultKind::Timeout,
         None if says(&["invalid_request", "INVALID_ARGUMENT"]) => FaultKind::BadRequest,
-        None => FaultKind::Server,
+        Some(500..) | None => FaultKind::Server,
     }
 }
 

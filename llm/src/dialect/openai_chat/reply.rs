@@ -3,10 +3,10 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::NAME;
 use super::decode_request::content_blocks;
 use super::error::fault_of;
 use super::wire::{CallBody, ToolCall, UsageOut, WireUsage, finish_of, finish_word};
-use super::NAME;
 use crate::chat::{Block, ChatReply, Choice, Finish};
 use crate::dialect::BadRequest;
 use crate::fault::Fault;
@@ -103,7 +103,9 @@ fn message(value: Raw<'_>) -> Result<Vec<Block>, BadRequest> {
                 }
             }),
             "tool_calls" => tool_calls(value).map(|found| calls = found),
-            _ => value.value().map(|value| others.push(Block::Other { dialect: NAME.to_owned(), value: json!({ &*name: value }) })),
+            _ => value
+                .value()
+                .map(|value| others.push(Block::Other { dialect: NAME.to_owned(), value: json!({ &*name: value }) })),
         };
         outcome.map_err(|error| error.within(&name))?;
     }
