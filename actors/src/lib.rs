@@ -15,5 +15,8 @@ pub mod breaker;
 pub mod guard;
 pub mod identity;
 pub mod metrics;
+pub mod queue;
 pub mod quota;
 pub mod supervisor;
+pub mod cache;
+pub mod routing;

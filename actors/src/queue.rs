@@ -1,0 +1,278 @@
+//! Rate limits and concurrency → [`Turn`].
+//!
+//! Each key's requests and tokens within any 60 seconds, on this node, and how many requests the node works on at a
+//! time. Nobody waits here: who has no turn is told when to come back, and coming back then succeeds unless others of
+//! the same key were faster.
+
+pub mod metrics;
+mod window;
+
+use ::metrics::{Counter, Gauge};
+use parking_lot::{Mutex, RwLock};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use window::{SPAN, Window};
+
+/// How many requests are worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueConfig {
+    /// Requests this node works on at a time, streams included. More are refused with 503.
+    pub requests_max: NonZeroU32,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self { requests_max: NonZeroU32::MIN.saturating_add(4095) }
+    }
+}
+
+pub struct Queue {
+    born: Instant,
+    places: Arc<Semaphore>,
+    keys: RwLock<Keys>,
+    metrics: Arc<Metrics>,
+}
+
+/// What the keys used that called in the last minute; the rest is forgotten, so this is bounded by the directory.
+struct Keys {
+    by_id: HashMap<u64, Arc<Mutex<Used>>>,
+    pruned: Duration,
+}
+
+#[derive(Default)]
+struct Used {
+    requests: Window,
+    tokens: Window,
+    last: Duration,
+}
+
+/// What one key may do within any 60 seconds. A limit is never 0: the directory refuses that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Stable for a key.
+    pub key_id: u64,
+    pub rpm: Option<u32>,
+    pub tpm: Option<u64>,
+}
+
+impl Queue {
+    /// `now` is the beginning of time here.
+    pub fn new(config: &QueueConfig, now: Instant) -> Self {
+        let places = usize::try_from(config.requests_max.get()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self {
+            born: now,
+            places: Arc::new(Semaphore::new(places)),
+            keys: RwLock::new(Keys { by_id: HashMap::new(), pruned: Duration::ZERO }),
+            metrics: Arc::new(Metrics::new()),
+        }
+    }
+
+    /// A turn now, or why not. `tokens` is an estimate; [`Turn::used`] corrects it. A request that is larger than its
+    /// key's limit gets a turn when nothing else counts.
+    pub fn enter(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            self.metrics.full.increment(1);
+            return Err(QueueError::Full);
+        };
+        let now = now.saturating_duration_since(self.born);
+        let (entry, standing) = if limits.rpm.is_none() && limits.tpm.is_none() {
+            (None, Standing::default())
+        } else {
+            let used = self.used(limits.key_id, now);
+            let (estimate, standing) = used.lock().enter(limits, tokens, now).inspect_err(|error| self.count(error))?;
+            (Some(Entry { used, estimate, second: now.as_secs(), born: self.born }), standing)
+        };
+        self.metrics.in_flight.increment(1.0);
+        Ok(Turn { entry, standing, metrics: Arc::clone(&self.metrics), _place: place })
+    }
+
+    fn used(&self, key_id: u64, now: Duration) -> Arc<Mutex<Used>> {
+        if let Some(known) = self.keys.read().by_id.get(&key_id) {
+            return Arc::clone(known);
+        }
+        let mut keys = self.keys.write();
+        if now.saturating_sub(keys.pruned) >= SPAN {
+            keys.pruned = now;
+            keys.by_id.retain(|_, used| !is_idle(used, now));
+        }
+        let fresh = || Arc::new(Mutex::new(Used { last: now, ..Used::default() }));
+        Arc::clone(keys.by_id.entry(key_id).or_insert_with(fresh))
+    }
+
+    fn count(&self, error: &QueueError) {
+        match error {
+            QueueError::RateLimited { limit: Limit::Requests, .. } => self.metrics.requests.increment(1),
+            QueueError::RateLimited { limit: Limit::Tokens, .. } => self.metrics.tokens.increment(1),
+            QueueError::Full => self.metrics.full.increment(1),
+        }
+    }
+}
+
+/// Nobody holds a turn on it, and nothing it knows counts any more.
+fn is_idle(used: &Arc<Mutex<Used>>, now: Duration) -> bool {
+    Arc::strong_count(used) == 1 && now.saturating_sub(used.lock().last) > SPAN
+}
+
+impl Used {
+    /// Counts a request and its tokens, both or neither. Gives the tokens counted.
+    fn enter(&mut self, limits: &Limits, tokens: u64, now: Duration) -> Result<(u64, Standing), QueueError> {
+        let request = limits.rpm.map(|rpm| (1, u64::from(rpm)));
+        let tokens = limits.tpm.map(|tpm| (tokens.min(tpm), tpm));
+        let wait = |window: &mut Window, wanted: Option<(u64, u64)>| {
+            wanted.map_or(Duration::ZERO, |(wanted, limit)| window.wait(now, wanted, limit))
+        };
+        let (for_request, for_tokens) = (wait(&mut self.requests, request), wait(&mut self.tokens, tokens));
+        let longest = for_request.max(for_tokens);
+        if !longest.is_zero() {
+            let limit = if for_request >= for_tokens { Limit::Requests } else { Limit::Tokens };
+            let standing = self.standing(limits, now);
+            return Err(QueueError::RateLimited { limit, retry_after: whole_seconds(longest), standing });
+        }
+        let estimate = tokens.map_or(0, |(wanted, _)| wanted);
+        if request.is_some() {
+            self.requests.add(now, 1);
+        }
+        if tokens.is_some() {
+            self.tokens.add(now, estimate);
+        }
+        self.last = self.last.max(now);
+        Ok((estimate, self.standing(limits, now)))
+    }
+
+    fn standing(&mut self, limits: &Limits, now: Duration) -> Standing {
+        let level = |window: &mut Window, limit: u64| Level {
+            limit,
+            remaining: limit.saturating_sub(window.used(now)),
+            reset: window.reset(now),
+        };
+        Standing {
+            requests: limits.rpm.map(|rpm| level(&mut self.requests, u64::from(rpm))),
+            tokens: limits.tpm.map(|tpm| level(&mut self.tokens, tpm)),
+        }
+    }
+
+    /// Less than estimated is taken back where it was counted. More was spent just now, and counts from now.
+    fn correct(&mut self, estimate: u64, second: u64, actual: u64, now: Duration) {
+        if actual <= estimate {
+            self.tokens.take_back(second, estimate - actual);
+        } else {
+            self.tokens.add(now, actual - estimate);
+            self.last = self.last.max(now);
+        }
+    }
+}
+
+/// Whole seconds, from 1 to 60, rounded up.
+fn whole_seconds(wait: Duration) -> Duration {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    Duration::from_secs(seconds.max(1))
+}
+
+/// Leave to be worked on. Dropped, it makes room for the next; its tokens stay as estimated.
+#[must_use]
+pub struct Turn {
+    entry: Option<Entry>,
+    standing: Standing,
+    metrics: Arc<Metrics>,
+    _place: OwnedSemaphorePermit,
+}
+
+struct Entry {
+    used: Arc<Mutex<Used>>,
+    estimate: u64,
+    second: u64,
+    born: Instant,
+}
+
+impl Turn {
+    /// Where the key stood when the turn was given.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// The request is over and used this many tokens.
+    pub fn used(self, tokens: u64, now: Instant) {
+        if let Some(Entry { used, estimate, second, born }) = &self.entry {
+            used.lock().correct(*estimate, *second, tokens, now.saturating_duration_since(*born));
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.metrics.in_flight.decrement(1.0);
+    }
+}
+
+/// What is left of a key's limits; `None` where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub requests: Option<Level>,
+    pub tokens: Option<Level>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    pub limit: u64,
+    pub remaining: u64,
+    /// Until all of the limit is there again, if nothing is used meanwhile.
+    pub reset: Duration,
+}
+
+/// Why there is no turn. Nothing was counted; the same request may be sent again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    #[error("the key's {limit} per minute are used up; try again in {}s", .retry_after.as_secs())]
+    RateLimited {
+        limit: Limit,
+        /// Whole seconds, at most 60.
+        retry_after: Duration,
+        standing: Standing,
+    },
+
+    #[error("this node works on as many requests as it may")]
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Requests,
+    Tokens,
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Requests => "requests",
+            Self::Tokens => "tokens",
+        })
+    }
+}
+
+struct Metrics {
+    in_flight: Gauge,
+    requests: Counter,
+    tokens: Counter,
+    full: Counter,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let refused = |reason: &'static str| ::metrics::counter!(metrics::REFUSED, "reason" => reason);
+        Self {
+            in_flight: ::metrics::gauge!(metrics::IN_FLIGHT),
+            requests: refused("requests"),
+            tokens: refused("tokens"),
+            full: refused("full"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
