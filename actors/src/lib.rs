@@ -12,11 +12,11 @@
 //! Everything else on the path of a request is a value with a lock held for nanoseconds, or a published snapshot.
 
 pub mod breaker;
+pub mod cache;
 pub mod guard;
 pub mod identity;
 pub mod metrics;
 pub mod queue;
 pub mod quota;
-pub mod supervisor;
-pub mod cache;
 pub mod routing;
+pub mod supervisor;

@@ -41,6 +41,7 @@ pub fn all() -> Vec<&'static Described> {
 const ROOMS: &[&[Described]] = &[
     crate::identity::metrics::METRICS,
     crate::queue::metrics::METRICS,
+    crate::routing::metrics::METRICS,
     crate::breaker::metrics::METRICS,
     crate::quota::metrics::METRICS,
     crate::supervisor::metrics::METRICS,
