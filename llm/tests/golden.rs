@@ -160,10 +160,7 @@ fn errors() {
 fn faults() {
     for (name, fixture) in fixtures("fault") {
         let status = u16::try_from(fixture["status"].as_u64().unwrap()).unwrap();
-        let body = match &fixture["body"] {
-            Value::String(text) => text.clone(),
-            body => body.to_string(),
-        };
+        let body = fixture["body"].as_str().map_or_else(|| fixture["body"].to_string(), str::to_owned);
         let fault = dialect(&fixture).decode_error(status, body.as_bytes());
         check_text("fault", &name, &format!("{fault:#?}"));
     }

@@ -62,6 +62,14 @@ struct Counts {
     cached_input: Option<u64>,
     #[serde(rename = "output_tokens")]
     output: Option<u64>,
+    #[serde(rename = "output_tokens_details", skip_serializing_if = "Option::is_none")]
+    output_details: Option<OutputDetails>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+struct OutputDetails {
+    #[serde(rename = "thinking_tokens")]
+    thinking: Option<u64>,
 }
 
 impl Counts {
@@ -72,6 +80,7 @@ impl Counts {
             cache_write: Some(usage.cache_write),
             cached_input: Some(usage.cached_input),
             output: Some(usage.output),
+            output_details: (usage.reasoning > 0).then_some(OutputDetails { thinking: Some(usage.reasoning) }),
         }
     }
 
@@ -82,6 +91,7 @@ impl Counts {
             cache_write: newer.cache_write.or(self.cache_write),
             cached_input: newer.cached_input.or(self.cached_input),
             output: newer.output.or(self.output),
+            output_details: newer.output_details.or(self.output_details),
         }
     }
 
@@ -93,7 +103,7 @@ impl Counts {
             cached_input,
             cache_write,
             output: self.output.unwrap_or(0),
-            reasoning: 0,
+            reasoning: self.output_details.and_then(|details| details.thinking).unwrap_or(0),
         }
     }
 }
@@ -104,11 +114,17 @@ mod tests {
 
     #[test]
     fn cached_tokens_are_part_of_the_input() {
-        let counts = Counts { input: Some(10), cache_write: Some(200), cached_input: Some(3000), output: Some(5) };
+        let counts = Counts {
+            input: Some(10),
+            cache_write: Some(200),
+            cached_input: Some(3000),
+            output: Some(5),
+            output_details: Some(OutputDetails { thinking: Some(2) }),
+        };
 
         let usage = counts.usage();
 
-        assert_eq!(usage, Usage { input: 3210, cached_input: 3000, cache_write: 200, output: 5, reasoning: 0 });
+        assert_eq!(usage, Usage { input: 3210, cached_input: 3000, cache_write: 200, output: 5, reasoning: 2 });
         assert_eq!(Counts::of(&usage).usage(), usage);
     }
 

@@ -42,7 +42,8 @@ fn decode(body: &[u8]) -> Result<ChatRequest, BadRequest> {
 fn decode_field(request: &mut ChatRequest, name: &str, raw: Raw) -> Result<(), BadRequest> {
     match name {
         "model" => request.model = raw.string()?.into_owned(),
-        "max_tokens" => request.output_max = Some(raw.integer(1, TOKENS_MAX)?),
+        // Zero fills the prompt cache and answers nothing.
+        "max_tokens" => request.output_max = Some(raw.integer(0, TOKENS_MAX)?),
         "system" => request.system = decode_content(raw)?,
         "messages" => request.messages = each(raw, decode_message)?,
         "tools" => request.tools = each(raw, decode_tool)?,
@@ -213,7 +214,7 @@ mod tests {
             assert_eq!(invalid(with_message(&format!("{{\"role\":\"user\",\"content\":[{block}]}}"))), param);
         }
         assert_eq!(invalid(with_message("{\"role\":\"tool\",\"content\":\"a\"}")), "messages[0].role");
-        assert_eq!(invalid("{\"max_tokens\": 0}".into()), "max_tokens");
+        assert_eq!(invalid("{\"max_tokens\": 0.5}".into()), "max_tokens");
         assert_eq!(invalid("{\"max_tokens\": 1e300}".into()), "max_tokens");
         assert_eq!(invalid("{\"max_tokens\": -1}".into()), "max_tokens");
     }

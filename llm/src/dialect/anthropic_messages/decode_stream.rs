@@ -224,3 +224,82 @@ fn unknown(data: &[u8]) -> bool {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fault::FaultKind;
+
+    fn read(decoder: &mut Decoder, data: &Value) -> Result<Vec<Delta>, Fault> {
+        decoder.event(&sse::Event { data: Bytes::from(data.to_string()), ..sse::Event::default() })
+    }
+
+    fn start(index: u64, block: &Value) -> Value {
+        json!({ "type": "content_block_start", "index": index, "content_block": block })
+    }
+
+    fn piece(index: u64, delta: &Value) -> Value {
+        json!({ "type": "content_block_delta", "index": index, "delta": delta })
+    }
+
+    #[test]
+    fn what_is_new_in_the_api_says_nothing() {
+        let mut decoder = Decoder::new();
+        for event in [
+            json!({ "type": "message_paused", "index": "one", "delta": [], "usage": 7 }),
+            piece(0, &json!({ "type": "hologram_delta", "hologram": [1] })),
+            json!({ "type": "content_block_stop", "index": 9 }),
+        ] {
+            assert_eq!(read(&mut decoder, &event), Ok(Vec::new()));
+        }
+    }
+
+    #[test]
+    fn an_event_that_breaks_the_promises_is_malformed() {
+        for event in [
+            json!([]),
+            json!({}),
+            json!({ "type": "message_start" }),
+            json!({ "type": "message_start", "message": { "id": "a" } }),
+            json!({ "type": "content_block_start", "content_block": {} }),
+            json!({ "type": "content_block_start", "index": 0 }),
+            json!({ "type": "content_block_delta", "index": -1, "delta": { "text": "a" } }),
+            json!({ "type": "message_delta", "usage": { "output_tokens": "many" } }),
+            piece(0, &json!({ "type": "text_delta", "text": 7 })),
+            piece(3, &json!({ "type": "input_json_delta", "partial_json": "{}" })),
+        ] {
+            assert_eq!(read(&mut Decoder::new(), &event).unwrap_err().kind, FaultKind::Malformed, "{event}");
+        }
+    }
+
+    #[test]
+    fn a_call_given_at_once_is_told() {
+        let mut decoder = Decoder::new();
+        let call = json!({ "type": "tool_use", "id": "a", "name": "f", "input": { "x": 1 } });
+        read(&mut decoder, &start(0, &call)).unwrap();
+
+        let deltas = read(&mut decoder, &json!({ "type": "content_block_stop", "index": 0 })).unwrap();
+
+        assert_eq!(deltas, [Delta::ToolArguments { choice: 0, tool: 0, fragment: "{\"x\":1}".into() }]);
+    }
+
+    #[test]
+    fn blocks_that_never_stop_are_bounded() {
+        let mut decoder = Decoder::new();
+        let call = json!({ "type": "tool_use", "id": "a", "name": "f", "input": {} });
+        let refused = (0..100).find(|index| read(&mut decoder, &start(*index, &call)).is_err());
+        assert_eq!(refused, Some(64));
+    }
+
+    #[test]
+    fn the_input_of_an_unknown_block_is_bounded() {
+        let mut decoder = Decoder::new();
+        read(&mut decoder, &start(0, &json!({ "type": "server_tool_use", "input": {} }))).unwrap();
+        let more = piece(0, &json!({ "type": "input_json_delta", "partial_json": " ".repeat(1 << 20) }));
+        let refused = (1..100).find(|_| read(&mut decoder, &more).is_err());
+        assert_eq!(refused, Some(5));
+    }
+}

@@ -64,19 +64,29 @@ impl Saying {
 
     fn system(&mut self, request: &ChatRequest) -> Vec<Value> {
         let mut said = self.blocks(&request.system, "system");
-        for message in request.messages.iter().filter(|message| is_hoisted(message, &request.messages)) {
-            said.extend(self.blocks(&message.blocks, "messages.content"));
+        for message in &request.messages {
+            if self.hoists(message, &request.messages) {
+                said.extend(self.blocks(&message.blocks, "messages.content"));
+            }
         }
         said
+    }
+
+    /// This API wants a conversation: where there are only instructions, they are what the user says. Not every model
+    /// of it takes instructions in the middle, so only who speaks this dialect may say them there.
+    fn hoists(&self, message: &Message, messages: &[Message]) -> bool {
+        let is_system = |message: &Message| message.role == Role::System;
+        !self.native && is_system(message) && !messages.iter().all(is_system)
     }
 
     fn messages(&mut self, messages: &[Message]) -> Vec<Value> {
         let mut said: Vec<(&str, Vec<Value>)> = Vec::with_capacity(messages.len());
         for message in messages {
-            if is_hoisted(message, messages) {
+            if self.hoists(message, messages) {
                 continue;
             }
             let role = match message.role {
+                Role::System if self.native => "system",
                 Role::System | Role::User => "user",
                 Role::Assistant => "assistant",
             };
@@ -191,9 +201,4 @@ impl Saying {
             }
         }
     }
-}
-
-/// This API wants a conversation: where there are only instructions, they are what the user says.
-fn is_hoisted(message: &Message, messages: &[Message]) -> bool {
-    message.role == Role::System && messages.iter().any(|message| message.role != Role::System)
 }

@@ -296,3 +296,66 @@ impl Brackets {
         self.begun && self.depth == 0 && !self.in_string
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(tool: u32) -> Delta {
+        Delta::ToolStart { choice: 0, tool, id: format!("call_{tool}"), name: "f".into() }
+    }
+
+    fn arguments(tool: u32, fragment: &str) -> Delta {
+        Delta::ToolArguments { choice: 0, tool, fragment: fragment.into() }
+    }
+
+    fn written(encoder: &mut Encoder, deltas: &[Delta]) -> String {
+        let mut out = Vec::new();
+        for delta in deltas {
+            encoder.delta(delta, &mut out);
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_call_waits_until_the_one_before_is_over() {
+        let mut encoder = Encoder::new(StreamOptions::default());
+        let before = written(&mut encoder, &[call(0), arguments(0, "{\"a\": \"}"), call(1), arguments(1, "{}")]);
+        assert!(!before.contains("call_1"));
+
+        let after = written(&mut encoder, &[arguments(0, "\"}")]);
+
+        let told: Vec<&str> = after.lines().filter_map(|line| line.strip_prefix("event: content_block_")).collect();
+        assert_eq!(told, ["delta", "stop", "start", "delta"]);
+    }
+
+    /// Calls that wait are told at the end, even if the one before never was over.
+    #[test]
+    fn a_waiting_call_is_not_lost() {
+        let mut encoder = Encoder::new(StreamOptions::default());
+        written(&mut encoder, &[call(0), call(1), arguments(1, "{\"b\":1}")]);
+        let mut end = Vec::new();
+        encoder.finish(&mut end);
+        assert!(String::from_utf8(end).unwrap().contains("{\\\"b\\\":1}"));
+    }
+
+    #[test]
+    fn waiting_calls_are_bounded() {
+        let mut encoder = Encoder::new(StreamOptions::default());
+        for tool in 0..200 {
+            written(&mut encoder, &[call(tool)]);
+        }
+        assert_eq!(encoder.waiting.len(), WAITING_MAX);
+        written(&mut encoder, &[arguments(199, &" ".repeat(WAITING_BYTES_MAX + 1))]);
+        assert!(encoder.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_faulty_or_second_start_is_not_written() {
+        let mut encoder = Encoder::new(StreamOptions { include_usage: false, input_estimate: 7 });
+        let start = Delta::Start { id: "msg".into(), model: "m".into(), created: None };
+        let first = written(&mut encoder, std::slice::from_ref(&start));
+        assert!(first.contains("\"input_tokens\":7"));
+        assert_eq!(written(&mut encoder, &[start]), "");
+    }
+}

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::block::{Fields, decode_block, each, encode_block};
 use super::{Counts, finish_of, stop_reason};
 use crate::chat::{Block, ChatReply, Choice, Finish};
-use crate::dialect::BadRequest;
+use crate::dialect::{BadRequest, BadRequestKind};
 use crate::fault::Fault;
 use crate::json::Raw;
 
@@ -34,13 +34,10 @@ fn decode(body: &[u8]) -> Result<ChatReply, BadRequest> {
 }
 
 fn decode_counts(raw: Raw) -> Result<Counts, BadRequest> {
-    let fields = Fields::of(raw)?;
-    let count = |name: &str| fields.read(name, |count| count.integer(0, u64::MAX));
-    Ok(Counts {
-        input: count("input_tokens")?,
-        cache_write: count("cache_creation_input_tokens")?,
-        cached_input: count("cache_read_input_tokens")?,
-        output: count("output_tokens")?,
+    serde_json::from_str(raw.text()).map_err(|cause| BadRequest {
+        message: format!("cannot be read: {cause}"),
+        param: None,
+        kind: BadRequestKind::Invalid,
     })
 }
 
