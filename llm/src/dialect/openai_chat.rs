@@ -17,3 +17,6 @@ pub use reply::{decode_reply, encode_reply};
 
 /// As in [`crate::dialect::Dialect::name`].
 const NAME: &str = "openai_chat";
+
+#[cfg(test)]
+mod tests;

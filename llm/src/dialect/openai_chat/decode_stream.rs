@@ -127,6 +127,10 @@ impl Decoder {
         if data == b"[DONE]" {
             return Ok(vec![Delta::End]);
         }
+        // Serde would take a list for the fields in their order.
+        if !data.starts_with(b"{") {
+            return Err(Fault::malformed("a chunk of the stream is not an object"));
+        }
         let chunk: Chunk<'_> = serde_json::from_slice(data)
             .map_err(|error| Fault::malformed(format!("a chunk of the stream is malformed: {error}")))?;
         if let Some(error) = &chunk.error {

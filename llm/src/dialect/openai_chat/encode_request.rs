@@ -233,7 +233,7 @@ impl Translator<'_> {
     }
 
     /// Results first, each a message of its own, as OpenAI wants them right behind the calls. It takes only text in
-    /// them, so their images follow with the rest of the user's words.
+    /// them, so images another dialect puts there follow with the rest of the user's words.
     fn user<'a>(&self, message: &'a Message, out: &mut Vec<WireMessage<'a>>, dropped: &mut Dropped) {
         let mut rest = Vec::new();
         let mut has_results = false;
@@ -244,7 +244,7 @@ impl Translator<'_> {
                 dropped.add("messages.content.is_error");
             }
             let parts = self.parts(content, "messages.content.content", dropped);
-            let (images, texts) = parts.into_iter().partition(|part| matches!(part, Part::Image { .. }));
+            let (images, texts) = parts.into_iter().partition(|part| !self.own && matches!(part, Part::Image { .. }));
             let images: Vec<Part<'_>> = images;
             rest.extend(images);
             let mut wire = WireMessage::new("tool", Some(self.content(texts, dropped)));
