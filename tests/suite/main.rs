@@ -1,1 +1,3 @@
+//! The repository and its binary, seen from outside.
 
+mod tidy;
