@@ -1,12 +1,11 @@
 //! Who does the work, and the path of a request.
 //!
 //! ```text
-//! process (node)             leaves with a reason when `Supervisor::failed` resolves
-//! └── Supervisor             one for one; more than `restarts_max` deaths of one child within `within` end it
-//!     ├── breaker `openai`   restarts closed
-//!     ├── breaker `…`        one for each provider of the directory
-//!     └── …
-//! └── Tasks                  whatever is not an actor: connections, streams, flights; all waited for at shutdown
+//! process (node)            leaves, with the reason, when `Supervisor::failed` resolves
+//! ├── Supervisor            one for one; more than `restarts_max` deaths of one child `within` a time end it
+//! │   ├── breaker `openai`  restarts closed
+//! │   └── breaker `…`       one for each provider of the directory
+//! └── Tasks                 what is not an actor: connections, streams, flights; all waited for at shutdown
 //! ```
 //!
 //! Everything else on the path of a request is a value with a lock held for nanoseconds, or a published snapshot.

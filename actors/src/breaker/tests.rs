@@ -54,6 +54,38 @@ async fn it_opens_admits_one_probe_and_closes() {
 }
 
 #[tokio::test]
+async fn closed_lets_everything_through() {
+    let breakers = breakers(&["a"]).await;
+    let handle = breakers.get("a").expect("it is known");
+    let now = cluster::clock::now();
+
+    let admitted: Vec<_> = (0..10_000).map_while(|_| handle.admit(now)).collect();
+
+    assert_eq!(admitted.len(), 10_000);
+}
+
+#[tokio::test]
+async fn threads_that_race_for_the_probe_get_one() {
+    let breakers = breakers(&["a"]).await;
+    let handle = breakers.get("a").expect("it is known");
+    let now = cluster::clock::now();
+    opened(&handle, now).await;
+    let later = now + POLICY.open_for;
+
+    let start = std::sync::Barrier::new(8);
+    let race = || {
+        start.wait();
+        (0..1_000).filter_map(|_| handle.admit(later)).collect::<Vec<_>>()
+    };
+    let probes: Vec<Admission> = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..8).map(|_| scope.spawn(race)).collect();
+        racers.into_iter().flat_map(|racer| racer.join().expect("it does not panic")).collect()
+    });
+
+    assert_eq!(probes.len(), 1);
+}
+
+#[tokio::test]
 async fn a_probe_dropped_or_neutral_frees_its_place_for_the_next() {
     let breakers = breakers(&["a"]).await;
     let handle = breakers.get("a").expect("it is known");

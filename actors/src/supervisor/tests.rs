@@ -269,6 +269,22 @@ async fn stop_lets_children_finish_and_is_no_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_child_that_will_not_end_is_reported_and_killed() {
+    let supervisor = Supervisor::start(FEW, &Tasks::new()).await.expect("it starts");
+    let child = victim(&supervisor, &Fate::default()).await;
+    let mailbox = Mailbox::new("test", 1);
+    let (release, until) = oneshot::channel();
+    child.address.cast(Order::Wait { _place: mailbox.place().expect("a place"), until }).expect("it is running");
+
+    let stopped = supervisor.stop(Duration::from_secs(5)).await;
+
+    assert!(stopped.is_err());
+    supervisor.root.wait(None).await.expect("it ends once the child is killed");
+    assert!(release.is_closed(), "the killed child holds nothing");
+    assert_eq!(mailbox.free(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dead_supervisor_is_a_failure() {
     let supervisor = Supervisor::start(FEW, &Tasks::new()).await.expect("it starts");
 
