@@ -1,1 +1,80 @@
+//! What tests need to hold a node from outside: the node as a process, a provider that does as told, clients that can be rude.
+//!
+//! ```ignore
+//! let provider = FakeProvider::start(binary!()).await;
+//! let node = TestNode::builder(binary!())
+//!     .provider("provider", &provider)
+//!     .config("providers: { openai: { base_url: \"{provider}/v1\", api_key: upstream } }\nauth: none")
+//!     .start()
+//!     .await;
+//! let reply = node.client().chat("openai/m", "hello").await;
+//! assert_eq!(reply.status, 200);
+//! ```
+//! Everything that waits has [`DEADLINE`], and what fails says so by ending the test with all that is known. Nothing here
+//! knows how the node works inside.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "only tests use this, and a test ends where something failed"
+)]
+
+mod client;
+mod metrics;
+mod node;
+mod process;
+mod provider;
+mod raw;
+mod sse;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Client, Reply, Streamed};
+pub use metrics::Metrics;
+pub use node::{TestNode, TestNodeBuilder};
+pub use process::{Finished, Process, run};
+pub use provider::{Bill, Charge, FakeProvider, FakeProviderBuilder, Seen, Sum};
+pub use raw::RawConnection;
+pub use sse::{Event, Events};
+
+/// How long anything may take. Far more than it takes on a busy machine, so that reaching it means it never happens.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two looks at a condition.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+
+/// The path of the binary under test. Known only where the suite is compiled, hence a macro.
+#[macro_export]
+macro_rules! binary {
+    () => {
+        env!("CARGO_BIN_EXE_llm-edge-agent")
+    };
+}
+
+/// Waits until `condition` holds. It must be a level (something that stays so), not an edge.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    eventually_some(what, async || condition().await.then_some(())).await;
+}
+
+/// Waits until there is something, and returns it.
+pub async fn eventually_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests measure by a clock of their own")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The result of `future`, or the end of the test after [`DEADLINE`].
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_elapsed| panic!("not within {DEADLINE:?}: {what}"))
+}
