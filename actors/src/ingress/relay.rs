@@ -1,0 +1,501 @@
+//! From the provider's answer to the client's: passes bytes where both speak one dialect, transcodes where not, meters
+//! what went by, and settles the receipts of the attempt however it ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use cluster::clock;
+use cluster::directory::price::TokenCounts;
+use cluster::ledger::money::NanoUsd;
+use futures_util::future::BoxFuture;
+use llm::chat::{ChatReply, Delta};
+use llm::dialect::{Dialect, StreamDecoder, StreamEncoder, StreamOptions};
+use llm::fault::{Fault, FaultKind};
+use llm::transcode::{self, Collector};
+use llm::usage::Usage;
+use llm::{sse, tokens};
+
+use crate::breaker::{Admission, Verdict};
+use crate::cache::flight::{End, Head, Next, Piece, Reader, Source};
+use crate::ingress::error::Failure;
+use crate::provider::{BodyError, UpstreamBody};
+use crate::quota::{Bill, Charge};
+
+/// A silent stream is kept alive this often.
+pub const PING_EVERY: Duration = Duration::from_secs(15);
+
+/// The longest line of a provider's stream. A longer one ends the stream with a typed error.
+pub const LINE_MAX: usize = 8 * 1024 * 1024;
+
+/// What an attempt holds until it ends. Dropped unfinished, it charges what went by and says nothing of the provider.
+pub struct Receipts {
+    charge: Option<Charge>,
+    admission: Option<Admission>,
+    bill: Option<Bill>,
+}
+
+impl Receipts {
+    pub fn new(charge: Charge, admission: Admission) -> Self {
+        Self { charge: Some(charge), admission: Some(admission), bill: None }
+    }
+
+    /// The provider refused: nothing is charged.
+    pub fn refused(mut self, verdict: Verdict) {
+        if let Some(charge) = self.charge.take() {
+            self.bill = Some(charge.void());
+        }
+        self.verdict(verdict);
+    }
+
+    /// The answer is whole. A provider that does not say what it used is charged as one that was cut.
+    fn settle(&mut self, usage: Option<Usage>, output_bytes: u64) {
+        if let Some(charge) = self.charge.take() {
+            self.bill = Some(match usage {
+                Some(usage) => charge.settle(counts(usage)),
+                None => charge.cut(tokens::output_estimate(output_bytes)),
+            });
+        }
+        self.verdict(Verdict::Success);
+    }
+
+    /// The answer stopped before its end, by whoever's fault `verdict` says.
+    fn cut(&mut self, usage: Option<Usage>, output_bytes: u64, verdict: Verdict) {
+        if let Some(charge) = self.charge.take() {
+            let said = usage.map_or(0, |usage| usage.output);
+            self.bill = Some(charge.cut(said.max(tokens::output_estimate(output_bytes))));
+        }
+        self.verdict(verdict);
+    }
+
+    fn verdict(&mut self, verdict: Verdict) {
+        if let Some(admission) = self.admission.take() {
+            admission.finish(verdict, clock::now());
+        }
+    }
+}
+
+/// Usage as the price list counts it.
+fn counts(usage: Usage) -> TokenCounts {
+    TokenCounts {
+        input: usage.input,
+        cached_input: usage.cached_input,
+        cache_write: usage.cache_write,
+        output: usage.output,
+        reasoning: usage.reasoning,
+        images: 0,
+        calls: 1,
+    }
+}
+
+/// An attempt a provider is answering. Yields its pieces in order; dropped early, the provider is told to stop.
+pub struct Live {
+    pub source: Source,
+    body: UpstreamBody,
+    receipts: Receipts,
+    collector: Collector,
+    kind: Kind,
+    ready: VecDeque<Piece>,
+    state: State,
+}
+
+enum Kind {
+    Stream {
+        events: sse::Decoder,
+        decoder: StreamDecoder,
+    },
+    /// The whole body so far, and the most it may be.
+    Whole {
+        buffer: BytesMut,
+        bytes_max: usize,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+}
+
+impl Live {
+    pub fn stream(source: Source, body: UpstreamBody, receipts: Receipts) -> Self {
+        let decoder = source.dialect.stream_decoder();
+        let kind = Kind::Stream { events: sse::Decoder::new(LINE_MAX), decoder };
+        Self::new(source, body, receipts, kind)
+    }
+
+    pub fn whole(source: Source, body: UpstreamBody, receipts: Receipts, bytes_max: usize) -> Self {
+        Self::new(source, body, receipts, Kind::Whole { buffer: BytesMut::new(), bytes_max })
+    }
+
+    fn new(source: Source, body: UpstreamBody, receipts: Receipts, kind: Kind) -> Self {
+        let collector = Collector::new();
+        Self { source, body, receipts, collector, kind, ready: VecDeque::new(), state: State::Open }
+    }
+
+    /// What it cost; known once the answer has ended.
+    pub fn bill(&self) -> Option<&Bill> {
+        self.receipts.bill.as_ref()
+    }
+
+    /// What the answer used, as far as the provider said.
+    pub fn usage(&self) -> Option<Usage> {
+        self.collector.usage()
+    }
+
+    /// A piece that is there already.
+    pub fn ready(&mut self) -> Option<Piece> {
+        self.ready.pop_front()
+    }
+
+    /// Waits until there is content to give, so that a provider that fails before it can still be left for another.
+    /// Everything read meanwhile stays ready.
+    pub async fn until_content(&mut self) -> Result<(), Failure> {
+        while !self.ready.iter().any(has_content) && self.state == State::Open {
+            self.fill().await?;
+        }
+        Ok(())
+    }
+
+    /// The next piece, `None` at the whole end. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Piece>, Failure> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Ok(Some(piece));
+            }
+            if self.state == State::Ended {
+                return Ok(None);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The whole answer, for the cache; to be asked once, after the end.
+    pub fn take_reply(&mut self) -> Option<ChatReply> {
+        let collector = std::mem::take(&mut self.collector);
+        collector.whole().then(|| collector.into_reply())
+    }
+
+    /// The provider took too long over its first content.
+    pub fn give_up(&mut self) {
+        self.receipts.cut(self.collector.usage(), self.collector.output_bytes(), Verdict::Failure);
+        self.state = State::Ended;
+    }
+
+    async fn fill(&mut self) -> Result<(), Failure> {
+        let chunk = match self.body.chunk().await {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                let failure = match error {
+                    BodyError::Idle { .. } => {
+                        Failure::UpstreamTimeout { provider: self.provider(), what: "it fell silent in its answer" }
+                    }
+                    other @ (BodyError::Broken { .. } | BodyError::TooLarge { .. }) => {
+                        Failure::Cut { provider: self.provider(), what: other.to_string() }
+                    }
+                };
+                return Err(self.broken(failure));
+            }
+        };
+        match chunk {
+            Some(chunk) => self.take(chunk),
+            None => self.eof(),
+        }
+    }
+
+    fn take(&mut self, chunk: Bytes) -> Result<(), Failure> {
+        match &mut self.kind {
+            Kind::Whole { buffer, bytes_max } => {
+                if buffer.len() + chunk.len() > *bytes_max {
+                    let what = format!("its answer is over {bytes_max} bytes");
+                    return Err(self.broken(Failure::Upstream { provider: self.provider(), what, status: None }));
+                }
+                buffer.extend_from_slice(&chunk);
+                Ok(())
+            }
+            Kind::Stream { events, .. } => {
+                events.feed(chunk);
+                self.events()
+            }
+        }
+    }
+
+    fn events(&mut self) -> Result<(), Failure> {
+        loop {
+            let Kind::Stream { events, decoder } = &mut self.kind else { return Ok(()) };
+            let event = match events.next() {
+                Ok(Some(event)) => event,
+                Ok(None) => return Ok(()),
+                Err(too_long) => {
+                    let failure = Failure::Cut { provider: self.provider(), what: too_long.to_string() };
+                    return Err(self.broken(failure));
+                }
+            };
+            let deltas = match decoder.event(&event) {
+                Ok(deltas) => deltas,
+                Err(fault) => return Err(self.fault(fault)),
+            };
+            for delta in &deltas {
+                if let Delta::Fault(fault) = delta {
+                    let fault = fault.clone();
+                    return Err(self.fault(fault));
+                }
+                self.collector.add(delta);
+            }
+            self.ready.push_back(Piece::Event { raw: event.raw, deltas: deltas.into() });
+        }
+    }
+
+    fn eof(&mut self) -> Result<(), Failure> {
+        match &mut self.kind {
+            Kind::Whole { buffer, .. } => {
+                let body = std::mem::take(buffer).freeze();
+                let reply = match self.source.dialect.decode_reply(&body) {
+                    Ok(reply) => reply,
+                    Err(fault) => return Err(self.fault(fault)),
+                };
+                for delta in transcode::deltas_of(&reply) {
+                    self.collector.add(&delta);
+                }
+                self.receipts.settle(reply.usage, self.collector.output_bytes());
+                self.ready.push_back(Piece::Whole { body, reply: Arc::new(reply) });
+            }
+            Kind::Stream { .. } => {
+                if !self.collector.whole() {
+                    let what = "the stream ended without a finish reason".to_owned();
+                    return Err(self.broken(Failure::Cut { provider: self.provider(), what }));
+                }
+                self.receipts.settle(self.collector.usage(), self.collector.output_bytes());
+            }
+        }
+        self.state = State::Ended;
+        Ok(())
+    }
+
+    fn fault(&mut self, fault: Fault) -> Failure {
+        let provider = self.provider();
+        let failure = match fault.kind {
+            FaultKind::Malformed => Failure::Upstream { provider, what: fault.message, status: fault.status },
+            FaultKind::Throttled => Failure::Throttled { provider, retry_after: None },
+            FaultKind::Overloaded => Failure::Overloaded { provider, status: fault.status },
+            FaultKind::Timeout => Failure::UpstreamTimeout { provider, what: "it gave up waiting" },
+            FaultKind::Credential
+            | FaultKind::Server
+            | FaultKind::ContextLength
+            | FaultKind::ContentFilter
+            | FaultKind::NotFound
+            | FaultKind::BadRequest => Failure::Cut { provider, what: fault.message },
+        };
+        self.broken(failure)
+    }
+
+    fn broken(&mut self, failure: Failure) -> Failure {
+        self.give_up();
+        failure
+    }
+
+    fn provider(&self) -> String {
+        self.source.provider.as_ref().to_owned()
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.receipts.cut(self.collector.usage(), self.collector.output_bytes(), Verdict::Neutral);
+    }
+}
+
+/// Whether a client would see this piece as part of the answer.
+fn has_content(piece: &Piece) -> bool {
+    match piece {
+        Piece::Whole { .. } => true,
+        Piece::Event { deltas, .. } => deltas.iter().any(|delta| match delta {
+            Delta::Text { text, .. } | Delta::Refusal { text, .. } | Delta::Thinking { text, .. } => !text.is_empty(),
+            Delta::ThinkingSignature { .. }
+            | Delta::ToolStart { .. }
+            | Delta::ToolArguments { .. }
+            | Delta::Other { .. }
+            | Delta::Finish { .. } => true,
+            Delta::Start { .. } | Delta::Usage(_) | Delta::End | Delta::Ping | Delta::Fault(_) => false,
+        }),
+    }
+}
+
+/// Where the pieces of an answer come from.
+pub enum Supply {
+    /// Candidates are being tried; who has given a head so far is in the [`Head`].
+    Pending(BoxFuture<'static, Result<Live, Failure>>, Head),
+    Live(Box<Live>),
+    /// A call shared with others, and what it cost once it has ended.
+    Flight(Reader<Arc<Failure>>, Option<NanoUsd>),
+}
+
+impl Supply {
+    pub fn flight(reader: Reader<Arc<Failure>>) -> Self {
+        Self::Flight(reader, None)
+    }
+
+    /// The next piece, `None` at the whole end. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Piece>, Failure> {
+        if let Self::Pending(attempts, _head) = self {
+            let live = attempts.as_mut().await?;
+            *self = Self::Live(Box::new(live));
+        }
+        match self {
+            Self::Live(live) => live.next().await,
+            Self::Flight(reader, cost) => match reader.next().await {
+                Next::Piece(piece) => Ok(Some(piece)),
+                Next::End(End::Whole { cost: said }) => {
+                    *cost = said;
+                    Ok(None)
+                }
+                Next::End(End::Broken(Some(failure))) => Err(Failure::clone(&failure)),
+                Next::End(End::Broken(None)) => Err(Failure::Internal),
+                Next::Overrun => {
+                    let what = "this client read too slowly to share the answer".to_owned();
+                    let provider = reader.source().map_or_else(String::new, |source| source.provider.to_string());
+                    Err(Failure::Cut { provider, what })
+                }
+            },
+            Self::Pending(..) => Ok(None),
+        }
+    }
+
+    /// A piece that can be had without waiting.
+    pub fn ready(&mut self) -> Option<Piece> {
+        match self {
+            Self::Live(live) => live.ready(),
+            Self::Flight(reader, _cost) => reader.ready(),
+            Self::Pending(..) => None,
+        }
+    }
+
+    /// Who answers, once a provider has given a head.
+    pub fn source(&self) -> Option<Source> {
+        match self {
+            Self::Pending(_attempts, head) => head.lock().clone(),
+            Self::Live(live) => Some(live.source.clone()),
+            Self::Flight(reader, _cost) => reader.source(),
+        }
+    }
+
+    /// What it cost this client; known once the answer has ended.
+    pub fn cost(&self) -> Option<NanoUsd> {
+        match self {
+            Self::Live(live) => live.bill().and_then(|bill| bill.cost),
+            Self::Flight(reader, cost) => {
+                if reader.leads() {
+                    *cost
+                } else {
+                    Some(NanoUsd::default())
+                }
+            }
+            Self::Pending(..) => None,
+        }
+    }
+}
+
+/// How the client wants its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub dialect: Dialect,
+    pub stream: bool,
+    pub options: StreamOptions,
+}
+
+/// Pieces of an answer to the bytes of a client's stream.
+pub struct Writer {
+    form: Form,
+    encoder: Option<StreamEncoder>,
+    /// The provider said that the stream is over.
+    ended: bool,
+}
+
+impl Writer {
+    pub fn new(form: Form) -> Self {
+        Self { form, encoder: None, ended: false }
+    }
+
+    /// The exact bytes for one piece; empty where the piece says nothing in this form.
+    pub fn piece(&mut self, from: Dialect, piece: &Piece) -> Bytes {
+        match piece {
+            Piece::Event { raw, deltas } if from == self.form.dialect && self.encoder.is_none() => {
+                self.ended |= deltas.iter().any(|delta| matches!(delta, Delta::End));
+                if self.unasked_usage(deltas) { Bytes::new() } else { raw.clone() }
+            }
+            Piece::Event { deltas, .. } => self.encode(deltas),
+            Piece::Whole { reply, .. } => self.encode(&transcode::deltas_of(reply)),
+        }
+    }
+
+    /// What still lacks after the last piece.
+    pub fn finish(&mut self) -> Bytes {
+        match &mut self.encoder {
+            Some(encoder) => {
+                let mut out = Vec::new();
+                encoder.finish(&mut out);
+                Bytes::from(out)
+            }
+            // Some vendors leave it out; clients wait for it.
+            None if self.form.dialect == Dialect::OpenAiChat && !self.ended => Bytes::from_static(b"data: [DONE]\n\n"),
+            None => Bytes::new(),
+        }
+    }
+
+    /// The usage chunk we asked for and the client did not.
+    fn unasked_usage(&self, deltas: &[Delta]) -> bool {
+        self.form.dialect == Dialect::OpenAiChat
+            && !self.form.options.include_usage
+            && !deltas.is_empty()
+            && deltas.iter().all(|delta| matches!(delta, Delta::Usage(_)))
+    }
+
+    fn encode(&mut self, deltas: &[Delta]) -> Bytes {
+        let form = self.form;
+        let encoder = self.encoder.get_or_insert_with(|| form.dialect.stream_encoder(form.options));
+        let mut out = Vec::with_capacity(256);
+        for delta in deltas {
+            encoder.delta(delta, &mut out);
+        }
+        Bytes::from(out)
+    }
+}
+
+/// An answer as one body.
+pub struct Gathered {
+    pub body: Bytes,
+    pub usage: Option<Usage>,
+}
+
+/// Gathers a whole answer in the dialect asked. `first` was taken from the supply already.
+pub async fn gather(
+    first: Option<Piece>,
+    supply: &mut Supply,
+    from: Dialect,
+    to: Dialect,
+) -> Result<Gathered, Failure> {
+    let mut collector = Collector::new();
+    let mut gathered = None;
+    let mut next = first;
+    loop {
+        let piece = match next.take() {
+            Some(piece) => piece,
+            None => match supply.next().await? {
+                Some(piece) => piece,
+                None => break,
+            },
+        };
+        match piece {
+            Piece::Whole { body, reply } => {
+                let body = if from == to { body } else { Bytes::from(to.encode_reply(&reply, &reply.model)) };
+                gathered = Some(Gathered { body, usage: reply.usage });
+            }
+            Piece::Event { deltas, .. } => deltas.iter().for_each(|delta| collector.add(delta)),
+        }
+    }
+    Ok(gathered.unwrap_or_else(|| {
+        let reply = collector.into_reply();
+        Gathered { body: Bytes::from(to.encode_reply(&reply, &reply.model)), usage: reply.usage }
+    }))
+}
