@@ -1,0 +1,116 @@
+//! What neither the schema nor a single room can say about a configuration.
+
+use super::{Auth, Config, ListenConfig};
+use cluster::directory::available::Later;
+use cluster::directory::problems::{Problems, nearest};
+use cluster::directory::resources::Resources;
+use cluster::directory::secret::SecretRef;
+use llm::dialect::compatible::{vendor, vendors};
+
+impl Config {
+    /// Problems of this node's sections and between rooms; those of the resources alone are told when a directory is
+    /// built from them.
+    pub fn check(&self, problems: &mut Problems) {
+        self.check_later(problems);
+        problems.within("node", |problems| self.check_node(problems));
+        problems.within("listen", |problems| {
+            self.listen.check(problems);
+            self.check_exposure(problems);
+        });
+        problems.within("telemetry", |problems| self.telemetry.check(problems));
+        problems.within("limits", |problems| self.limits.check(problems));
+        self.check_kinds(problems);
+    }
+
+    fn check_later(&self, problems: &mut Problems) {
+        let later: [(&str, Later); 4] =
+            [("budgets", self.budgets), ("roles", self.roles), ("guards", self.guards), ("cluster", self.cluster)];
+        for (name, later) in later {
+            later.check(name, problems);
+        }
+    }
+
+    fn check_node(&self, problems: &mut Problems) {
+        let texts = [("name", Some(&self.node.name)), ("zone", self.node.zone.as_ref())];
+        for (field, text) in texts.into_iter().filter_map(|(field, text)| text.map(|text| (field, text))) {
+            let fits = !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+            if !fits {
+                problems.add(field, format!("is no name; write 1 to {NAME_BYTES_MAX} visible ASCII characters"));
+            }
+        }
+        if self.node.data_dir.as_os_str().is_empty() {
+            problems.add("data_dir", "is empty; name a folder");
+        }
+    }
+
+    /// Whoever can reach a gateway without keys spends its owner's money.
+    fn check_exposure(&self, problems: &mut Problems) {
+        let open_to_others = !self.listen.api.ip().is_loopback();
+        if open_to_others && self.auth == Auth::Keys && self.resources.keys.is_empty() {
+            let advice = "add `keys`, write `auth: none` if anyone may call, or listen on 127.0.0.1";
+            problems.add("api", format!("is reachable from other machines, and there are no keys; {advice}"));
+        }
+    }
+
+    /// The directory knows names, the `llm` room knows vendors; only here both are known.
+    fn check_kinds(&self, problems: &mut Problems) {
+        problems.within("providers", |problems| {
+            for (name, provider) in &self.resources.providers {
+                let kind = provider.kind.as_deref().unwrap_or(name);
+                problems.within(name, |problems| match vendor(kind) {
+                    Some(vendor) if vendor.base_url.is_none() && provider.base_url.is_none() => {
+                        problems
+                            .add("", format!("lacks `base_url`; providers of kind `{kind}` have no common address"));
+                    }
+                    Some(_) => {}
+                    None => unknown_kind(name, provider.kind.as_deref(), problems),
+                });
+            }
+        });
+    }
+}
+
+/// Bytes of a name that goes into headers and labels.
+const NAME_BYTES_MAX: usize = 128;
+
+impl ListenConfig {
+    fn check(&self, problems: &mut Problems) {
+        self.peer.check("peer", problems);
+        self.gossip.check("gossip", problems);
+        if self.api == self.admin && self.api.port() != 0 {
+            problems.add("admin", format!("is {}, as is `api`; give each its own port", self.admin));
+        }
+    }
+}
+
+fn unknown_kind(name: &str, kind: Option<&str>, problems: &mut Problems) {
+    let known = || vendors().iter().map(|vendor| vendor.kind);
+    let advice = "use `kind: compatible` for anything that speaks OpenAI's API";
+    let Some(kind) = kind else {
+        let near = nearest(name, known()).map(|near| format!(" (`{near}`?)")).unwrap_or_default();
+        problems.add("", format!("lacks `kind`, and `{name}` is no known one{near}; {advice}"));
+        return;
+    };
+    if let Some(near) = nearest(kind, known()) {
+        problems.add("kind", format!("`{kind}` is not known; did you mean `{near}`?"));
+    } else {
+        let known = known().collect::<Vec<_>>().join(", ");
+        problems.add("kind", format!("`{kind}` is not known; known are {known}; {advice}"));
+    }
+}
+
+/// Every secret the resources refer to, with the words of its path.
+pub fn secret_references(resources: &Resources) -> impl Iterator<Item = (Vec<String>, &SecretRef)> {
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+    let providers = resources.providers.iter().flat_map(move |(name, provider)| {
+        let first = provider.api_key.iter().map(move |key| (words(&["providers", name, "api_key"]), key));
+        let more = provider.api_keys.iter().enumerate();
+        let more = more.map(move |(at, key)| (words(&["providers", name, "api_keys", &at.to_string()]), key));
+        first.chain(more).filter(|(_, key)| !key.is_none())
+    });
+    let keys = resources
+        .keys
+        .iter()
+        .filter_map(move |(name, key)| Some((words(&["keys", name, "secret"]), key.secret.as_ref()?)));
+    providers.chain(keys)
+}
