@@ -103,7 +103,8 @@ pub(super) fn encode_block(block: &Block) -> Result<Option<Value>, &str> {
             let input = encode_arguments(arguments);
             Ok(Some(json!({ "type": "tool_use", "id": tool_id(id), "name": name, "input": input })))
         }
-        Block::ToolResult { id, content, is_error } => encode_tool_result(id, content, *is_error).map(Some),
+        // Requests alone have them, and say them themselves.
+        Block::ToolResult { .. } => Err("tool_result"),
         Block::Thinking { text, signature: Some(signature) } => {
             Ok(Some(json!({ "type": "thinking", "thinking": text, "signature": signature })))
         }
@@ -120,21 +121,6 @@ fn encode_text(text: &str, cache_control: Option<&Value>) -> Option<Value> {
         block["cache_control"] = cache_control.clone();
     }
     (!text.is_empty()).then_some(block)
-}
-
-fn encode_tool_result<'a>(id: &str, content: &'a [Block], is_error: bool) -> Result<Value, &'a str> {
-    let mut blocks = Vec::with_capacity(content.len());
-    for block in content {
-        blocks.extend(encode_block(block)?);
-    }
-    let mut result = json!({ "type": "tool_result", "tool_use_id": tool_id(id) });
-    if !blocks.is_empty() {
-        result["content"] = short(blocks);
-    }
-    if is_error {
-        result["is_error"] = Value::Bool(true);
-    }
-    Ok(result)
 }
 
 /// A lone piece of plain text as a string, everything else as a list.

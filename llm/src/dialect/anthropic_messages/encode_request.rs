@@ -1,9 +1,11 @@
 //! Requests of any origin, as this API takes them.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 use super::NAME;
-use super::block::{encode_block, short};
+use super::block::{encode_block, short, tool_id};
 use crate::chat::{Block, ChatRequest, Message, Role, Tool, ToolChoice};
 use crate::dialect::compatible::Quirks;
 use crate::dialect::{Dialect, Encoded};
@@ -11,7 +13,16 @@ use crate::dialect::{Dialect, Encoded};
 /// System messages are hoisted (unless there are no others), messages of one role in a row become one (so that all results of parallel calls stand in
 /// one message), and a cap on the output is said where the client gave none.
 pub fn encode_request(request: &ChatRequest, from: Dialect, quirks: &Quirks) -> Encoded {
-    let mut saying = Saying { native: from.name() == NAME, dropped: Vec::new() };
+    let calls = request.messages.iter().flat_map(|message| &message.blocks).filter_map(|block| match block {
+        Block::ToolUse { id, .. } => Some(id.as_str()),
+        Block::Text { .. }
+        | Block::Image { .. }
+        | Block::ToolResult { .. }
+        | Block::Refusal { .. }
+        | Block::Thinking { .. }
+        | Block::Other { .. } => None,
+    });
+    let mut saying = Saying { native: from.name() == NAME, calls: calls.collect(), dropped: Vec::new() };
     let mut body = Map::new();
     body.insert("model".into(), json!(request.model));
     body.insert("max_tokens".into(), json!(request.output_max.unwrap_or(quirks.output_required_default)));
@@ -35,13 +46,15 @@ pub fn encode_request(request: &ChatRequest, from: Dialect, quirks: &Quirks) -> 
     Encoded { body: Value::Object(body).to_string().into_bytes(), dropped: saying.dropped }
 }
 
-struct Saying {
+struct Saying<'a> {
     /// The request came in this dialect.
     native: bool,
+    /// The calls this API can say. It refuses the result of any other.
+    calls: HashSet<&'a str>,
     dropped: Vec<String>,
 }
 
-impl Saying {
+impl Saying<'_> {
     fn dropped(&mut self, field: &str) {
         if !self.dropped.iter().any(|known| known == field) {
             self.dropped.push(field.to_owned());
@@ -51,6 +64,10 @@ impl Saying {
     fn blocks(&mut self, blocks: &[Block], field: &str) -> Vec<Value> {
         let mut said = Vec::with_capacity(blocks.len());
         for block in blocks {
+            if let Block::ToolResult { id, content, is_error } = block {
+                said.extend(self.tool_result(id, content, *is_error));
+                continue;
+            }
             match encode_block(block) {
                 Ok(block) => said.extend(block),
                 Err(what) => self.dropped(&format!("{field}.{what}")),
@@ -60,6 +77,22 @@ impl Saying {
             }
         }
         said
+    }
+
+    fn tool_result(&mut self, id: &str, content: &[Block], is_error: bool) -> Option<Value> {
+        if !self.native && !self.calls.contains(id) {
+            self.dropped("messages.content.tool_result");
+            return None;
+        }
+        let blocks = self.blocks(content, "messages.content.content");
+        let mut result = json!({ "type": "tool_result", "tool_use_id": tool_id(id) });
+        if !blocks.is_empty() {
+            result["content"] = short(blocks);
+        }
+        if is_error {
+            result["is_error"] = Value::Bool(true);
+        }
+        Some(result)
     }
 
     fn system(&mut self, request: &ChatRequest) -> Vec<Value> {
@@ -107,6 +140,9 @@ impl Saying {
     fn tools(&mut self, request: &ChatRequest, body: &mut Map<String, Value>) {
         let tools: Vec<Value> = request.tools.iter().filter_map(|tool| self.tool(tool)).collect();
         if tools.is_empty() {
+            if request.tool_choice.is_some() {
+                self.dropped("tool_choice");
+            }
             return;
         }
         body.insert("tools".into(), Value::Array(tools));
@@ -130,7 +166,7 @@ impl Saying {
             if self.native {
                 return Some(raw.clone());
             }
-            self.dropped("tools");
+            self.dropped(&format!("tools.{}", tool.name));
             return None;
         }
         let mut parameters = tool.parameters.as_object().cloned().unwrap_or_default();
