@@ -6,10 +6,14 @@ pub mod status;
 
 use crate::config::reload::describe;
 use crate::run::{RunArgs, Service, run};
+use crate::signals::Signals;
+use crate::simulator::{self, SimulatorArgs};
 use crate::{output, reference};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
 
 /// An LLM gateway for one machine or many, in one binary.
 #[derive(Debug, Parser)]
@@ -27,6 +31,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Print a generated reference, in Markdown.
     Reference(ReferenceArgs),
+    /// Run the provider simulator alone.
+    Simulate(SimulatorArgs),
     /// Make keys for callers.
     Keys(keys::KeysArgs),
     /// Show what a running node does.
@@ -62,6 +68,7 @@ pub fn main<S: Service>() -> ExitCode {
         Command::Run(args) => exit(with_runtime(run::<S>(&args))),
         Command::Check(args) => exit(check::check(&args)),
         Command::Reference(args) => exit(output::line(&reference_of(args.of)).map_err(Into::into)),
+        Command::Simulate(args) => exit(with_runtime(simulate(args))),
         Command::Keys(args) => exit(keys::keys(&args)),
         Command::Status(args) => exit(with_runtime(status::status(&args))),
     }
@@ -74,6 +81,20 @@ fn reference_of(what: Reference) -> String {
         Reference::Config => reference::config::markdown(),
         Reference::Metrics => reference::metrics::markdown(),
         Reference::Errors => reference::errors::markdown(),
+    }
+}
+
+/// Until it is told to stop.
+async fn simulate(args: SimulatorArgs) -> io::Result<()> {
+    let mut signals = Signals::new()?;
+    let stop = CancellationToken::new();
+    let mut running = std::pin::pin!(simulator::run(args, stop.clone()));
+    tokio::select! {
+        ended = running.as_mut() => ended,
+        () = signals.stop() => {
+            stop.cancel();
+            running.await
+        }
     }
 }
 
@@ -113,7 +134,7 @@ mod tests {
     #[test]
     fn help_names_every_command_and_hides_what_is_for_tests() {
         let help = Cli::command().render_long_help().to_string();
-        for command in ["run", "check", "reference", "keys", "status"] {
+        for command in ["run", "check", "reference", "simulate", "keys", "status"] {
             assert!(help.contains(&format!("\n  {command}")), "{help}");
         }
         let mut cli = Cli::command();

@@ -13,6 +13,7 @@ use crate::telemetry::TelemetryConfig;
 use actors::cache::CacheConfig;
 use actors::ingress::connection::LimitsConfig;
 use actors::ingress::tls::TlsConfig;
+use actors::queue::QueueConfig;
 use cluster::directory::available::Later;
 use cluster::directory::resources::Resources;
 use schemars::generate::SchemaSettings;
@@ -42,6 +43,9 @@ pub struct Config {
 
     /// What a client may take of this node. Changes at a restart.
     pub limits: LimitsConfig,
+
+    /// How much work this node takes on. Changes at a restart.
+    pub queue: QueueConfig,
 
     /// What this node tells about itself.
     pub telemetry: TelemetryConfig,
@@ -149,12 +153,14 @@ impl Config {
         keep("auth", self.auth != running.auth);
         keep("tls", self.tls != running.tls);
         keep("limits", self.limits != running.limits);
+        keep("queue", self.queue != running.queue);
         keep("telemetry.log", self.telemetry.log != running.telemetry.log);
         self.node.clone_from(&running.node);
         self.listen.clone_from(&running.listen);
         self.auth = running.auth;
         self.tls.clone_from(&running.tls);
         self.limits.clone_from(&running.limits);
+        self.queue = running.queue;
         self.telemetry.log = running.telemetry.log;
         kept
     }
