@@ -100,6 +100,8 @@ impl<'de> Deserialize<'de> for SecretRef {
 
 struct SecretVisitor;
 
+const IS_NUMBER: &str = "is read as a number; put a secret in quotes";
+
 impl<'de> Visitor<'de> for SecretVisitor {
     type Value = SecretRef;
 
@@ -109,6 +111,19 @@ impl<'de> Visitor<'de> for SecretVisitor {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretRef, E> {
         Ok(SecretRef::text(text))
+    }
+
+    /// Its digits are lost already. The number is not repeated: it may be the secret.
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<SecretRef, E> {
+        Err(E::custom(IS_NUMBER))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<SecretRef, E> {
+        Err(E::custom(IS_NUMBER))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretRef, E> {
+        Err(E::custom(IS_NUMBER))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretRef, A::Error> {
@@ -167,6 +182,14 @@ mod tests {
         assert!(read("none").is_none());
         assert!(serde_saphyr::from_str::<SecretRef>("{ files: /x }").is_err());
         assert!(serde_saphyr::from_str::<SecretRef>("{}").is_err());
+    }
+
+    #[test]
+    fn a_secret_that_looks_like_a_number_is_refused_unseen() {
+        for number in ["12345678901234567890123456789012", "-1234567890123", "1234567890123"] {
+            let error = serde_json::from_str::<SecretRef>(number).unwrap_err().to_string();
+            assert!(error.contains("quotes") && !error.contains("12345"), "{error}");
+        }
     }
 
     #[test]
