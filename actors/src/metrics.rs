@@ -39,12 +39,16 @@ pub fn all() -> Vec<&'static Described> {
 }
 
 const ROOMS: &[&[Described]] = &[
+    crate::supervisor::metrics::METRICS,
+    crate::ingress::metrics::METRICS,
+    crate::ingress::pipeline::metrics::METRICS,
     crate::identity::metrics::METRICS,
     crate::queue::metrics::METRICS,
+    crate::cache::metrics::METRICS,
     crate::routing::metrics::METRICS,
     crate::breaker::metrics::METRICS,
     crate::quota::metrics::METRICS,
-    crate::supervisor::metrics::METRICS,
+    crate::provider::metrics::METRICS,
 ];
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ impl Default for QueueConfig {
 pub struct Queue {
     born: Instant,
     places: Arc<Semaphore>,
+    places_max: usize,
     keys: RwLock<Keys>,
     metrics: Arc<Metrics>,
 }
@@ -68,6 +69,7 @@ impl Queue {
         Self {
             born: now,
             places: Arc::new(Semaphore::new(places)),
+            places_max: places,
             keys: RwLock::new(Keys { by_id: HashMap::new(), pruned: Duration::ZERO }),
             metrics: Arc::new(Metrics::new()),
         }
@@ -90,6 +92,11 @@ impl Queue {
         };
         self.metrics.in_flight.increment(1.0);
         Ok(Turn { entry, standing, metrics: Arc::clone(&self.metrics), _place: place })
+    }
+
+    /// Requests being worked on.
+    pub fn in_flight(&self) -> u64 {
+        u64::try_from(self.places_max - self.places.available_permits()).unwrap_or(u64::MAX)
     }
 
     fn used(&self, key_id: u64, now: Duration) -> Arc<Mutex<Used>> {

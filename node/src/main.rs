@@ -1,1 +1,7 @@
-fn main() {}
+//! `llm-edge-agent`: an LLM gateway for one machine or many, in one binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    node::cli::main::<node::Node>()
+}

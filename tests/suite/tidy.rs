@@ -270,7 +270,8 @@ fn wrong_name(path: &str) -> Option<String> {
 
 /// A room's own `tests.rs` needs none: the room has said it.
 fn without_doc(path: &str, text: &str) -> Option<String> {
-    (!text.starts_with("//! ") && !path.ends_with("/tests.rs")).then(|| format!("{path} does not begin by saying what it is for (`//! …`)"))
+    (!text.starts_with("//! ") && !path.ends_with("/tests.rs"))
+        .then(|| format!("{path} does not begin by saying what it is for (`//! …`)"))
 }
 
 fn unsafe_where_not_allowed(path: &str, text: &str) -> Option<String> {

@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn what_was_stored_comes_back() {
-        let answer = Answer::new(Dialect::OpenAiChat, "openai", "gpt", Some(Bytes::from_static(b"{}")), &reply("hi"))
-            .unwrap();
+        let answer =
+            Answer::new(Dialect::OpenAiChat, "openai", "gpt", Some(Bytes::from_static(b"{}")), &reply("hi")).unwrap();
 
         let back = Answer::decode(answer.encode()).unwrap();
 

@@ -154,14 +154,7 @@ impl<E: Clone> Tower<E> {
     }
 
     fn launch(&self, scope: Scope, key: Key, runs_on: bool, bytes_max: usize) -> (Pilot<E>, Reader<E>) {
-        let buffer = Buffer {
-            pieces: VecDeque::new(),
-            bytes: 0,
-            spilled: false,
-            forgotten: 0,
-            fastest: 0,
-            end: None,
-        };
+        let buffer = Buffer { pieces: VecDeque::new(), bytes: 0, spilled: false, forgotten: 0, fastest: 0, end: None };
         let flight = Arc::new(Flight {
             id: self.ids.fetch_add(1, Ordering::Relaxed),
             head: Head::default(),
@@ -227,8 +220,7 @@ impl<E> Pilot<E> {
     /// Waits while more than the bound lies unread by the fastest reader: the provider is read no faster than the client.
     pub async fn room(&self) {
         let mut changed = self.flight.changed.subscribe();
-        while self.flight.buffer.lock().bytes > self.flight.bytes_max
-            && self.flight.readers.load(Ordering::Acquire) > 0
+        while self.flight.buffer.lock().bytes > self.flight.bytes_max && self.flight.readers.load(Ordering::Acquire) > 0
         {
             if changed.changed().await.is_err() {
                 return;

@@ -16,13 +16,7 @@ pub const METRICS: &[Described] = &[
         labels: &[],
         help: "Weight of the cached answers in memory, keys included.",
     },
-    Described {
-        name: ENTRIES,
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        labels: &[],
-        help: "Cached answers in memory.",
-    },
+    Described { name: ENTRIES, kind: Kind::Gauge, unit: Unit::Count, labels: &[], help: "Cached answers in memory." },
     Described {
         name: EVICTIONS,
         kind: Kind::Counter,

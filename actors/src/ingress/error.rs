@@ -170,7 +170,7 @@ rows! {
     MODEL_NOT_ALLOWED: 403, "permission_denied", "model_not_allowed", "", "Use a model of the key's list (`GET /v1/models`), or have it extended.";
     UNKNOWN_MODEL: 404, "invalid_request_error", "model_not_found", "", "Use a route's name or `provider/model`; `GET /v1/models` lists them.";
     RATE_LIMITED: 429, "rate_limit_error", "rate_limit_exceeded", "retry-after, retry-after-ms, x-ratelimit-*", "Wait as long as `retry-after` says.";
-    BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `limits.requests_max`; try again, or add a node.";
+    BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`; try again, or add a node.";
     NOT_CACHED: 504, "invalid_request_error", "not_cached", "", "Leave out `cache-control: only-if-cached`.";
     UNTRANSLATABLE: 400, "invalid_request_error", "untranslatable", "", "Leave out the field in `param`, or use a model of a provider that has it.";
     REJECTED: 400, "invalid_request_error", "upstream_rejected", "x-lea-upstream-status", "The provider refused the request itself; the message says why.";

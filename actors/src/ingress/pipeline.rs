@@ -53,7 +53,7 @@ const JOINS_MAX: u32 = 3;
 
 /// What a request sees of the configuration: one consistent whole, published anew by every reload.
 pub struct Published {
-    pub directory: Directory,
+    pub directory: Arc<Directory>,
     pub identity: Identity,
 }
 

@@ -26,7 +26,7 @@ use crate::supervisor::Tasks;
 /// A pooled connection nobody used for so long is closed; most providers keep theirs a little longer.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 
-/// The head of a provider's response. More is no answer.
+/// The head of a provider's response. More is no answer; up to as much again may be read before it shows.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// How often an HTTP/2 connection is asked whether it still lives, idle or not.
@@ -160,13 +160,32 @@ pub(super) struct Message<'a> {
     pub body: Bytes,
 }
 
+/// Runs what the pool spawns. Ends it with the node: an idle connection has nobody else to end it.
+#[derive(Clone)]
+struct Connections(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Connections
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn_cancellable("provider connection", |token| async move {
+            tokio::select! {
+                _ = future => {}
+                () = token.cancelled() => {}
+            }
+        });
+    }
+}
+
 /// A pool of connections. Cheap to clone; clones share the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Client(Pool<Connector, Outgoing>);
 
 impl Client {
     pub fn new(connector: Connector, idle_max: usize, tasks: &Tasks) -> Self {
-        let pool = Pool::builder(tasks.executor("provider connection"))
+        let pool = Pool::builder(Connections(tasks.clone()))
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)

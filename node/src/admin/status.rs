@@ -49,7 +49,13 @@ pub struct ProviderStatus {
 pub enum BreakerStatus {
     Closed,
     HalfOpen,
-    Open { seconds_left: u64 },
+    Open {
+        seconds_left: u64,
+    },
+    /// The provider asked not to be called for a while.
+    Throttled {
+        seconds_left: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +74,7 @@ impl Status {
                 BreakerStatus::Closed => None,
                 BreakerStatus::HalfOpen => Some(format!("provider {} is being probed", provider.name)),
                 BreakerStatus::Open { .. } => Some(format!("provider {} is out of rotation", provider.name)),
+                BreakerStatus::Throttled { .. } => Some(format!("provider {} throttles us", provider.name)),
             })
             .collect()
     }
@@ -117,6 +124,7 @@ impl Status {
             BreakerStatus::Closed => "closed".to_owned(),
             BreakerStatus::HalfOpen => "half open".to_owned(),
             BreakerStatus::Open { seconds_left } => format!("open for {seconds_left}s"),
+            BreakerStatus::Throttled { seconds_left } => format!("throttled for {seconds_left}s"),
         };
         format!("{:<width$}  {breaker}  ({})", provider.name, provider.kind)
     }

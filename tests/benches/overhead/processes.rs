@@ -70,7 +70,7 @@ fn simulator(folder: &Path) -> Target {
     command.args(["simulate", "--listen", "127.0.0.1:0", "--ttft", "0s", "--tokens-per-second", "0"]);
     command.args(["--record-requests", "false", "--answer-tokens", "64", "--addresses-file"]).arg(&file);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    Target { child, address: address(&file, "listen") }
+    Target { child, address: address(&file, "api") }
 }
 
 fn proxy(upstream: SocketAddr) -> Target {

@@ -21,7 +21,9 @@ use crate::breaker::{Admission, Verdict};
 use crate::cache::flight::{Head, Source};
 use crate::ingress::error::Failure;
 use crate::ingress::relay::{Live, Receipts};
-use crate::provider::{Call, CallError, Credential, DEAD_FOR, Flag, Outcome, Spend, Standing, UpstreamBody, retry_after};
+use crate::provider::{
+    Call, CallError, Credential, DEAD_FOR, Flag, Outcome, Spend, Standing, UpstreamBody, retry_after,
+};
 use crate::quota::{Account, Bound, Charge, Reservation};
 use crate::routing::{FailureClass, Following, Health, Next, Situation};
 
@@ -333,7 +335,7 @@ impl Attempts {
         let wanted = self.request.output_max.or(self.cap(vendor)).unwrap_or(u64::MAX);
         let each = wanted.min(facts.output_max.unwrap_or(OUTPUT_MAX));
         let tokens = TokenCounts {
-            input: tokens::input_upper_bound(&self.request),
+            input: tokens::input_upper_bound(&self.request).min(facts.context.unwrap_or(u64::MAX)),
             output: each.saturating_mul(u64::from(self.request.choices.max(1))),
             images: images(&self.request),
             calls: 1,
