@@ -211,7 +211,7 @@ async fn watch_certificate(tls: Arc<Tls>, draining: CancellationToken) {
             Ok(Ok(true)) => info!("certificate reloaded"),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
-                warn!(error = &error as &dyn std::error::Error, "certificate kept: the new one cannot be used")
+                warn!(error = &error as &dyn std::error::Error, "certificate kept: the new one cannot be used");
             }
             Err(panic) => warn!(%panic, "certificate not reloaded"),
         }
