@@ -44,6 +44,14 @@ impl Dialect {
         }
     }
 
+    /// The body of `count_tokens`: a chat's, which need not have a cap on its output.
+    pub fn decode_count_request(self, body: &[u8]) -> Result<ChatRequest, BadRequest> {
+        match self {
+            Self::OpenAiChat => openai_chat::decode_request(body),
+            Self::AnthropicMessages => anthropic_messages::decode_count_request(body),
+        }
+    }
+
     /// The request in this dialect, for a vendor with these `quirks`. `from` is the dialect the request came in: its
     /// unknown fields are only said again in that one. What cannot be said is left out and listed.
     pub fn encode_request(self, request: &ChatRequest, from: Dialect, quirks: &Quirks) -> Encoded {

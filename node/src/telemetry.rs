@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -59,6 +60,12 @@ impl TelemetryConfig {
 /// Gauges stay, because they are set only when something changes.
 const IDLE_MAX: Duration = Duration::from_hours(24);
 
+/// Log lines written at once. The thread writes what it has as soon as no further line waits.
+const LINES_BYTES: usize = 64 * 1024;
+
+/// Log lines that wait to be written. Beyond it lines are dropped, and counted.
+const LINES_MAX: usize = 16_384;
+
 /// How often histograms are moved to where they are rendered from. Between two, each observation takes memory.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -80,6 +87,14 @@ const COUNTS: &[f64] =
 pub struct Telemetry {
     level: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
     metrics: PrometheusHandle,
+    log: Arc<Log>,
+}
+
+/// The thread that writes log lines: a standard error that nobody reads must not hold up requests.
+struct Log {
+    dropped: ErrorCounter,
+    /// Dropped last, it writes what is left.
+    _flush: WorkerGuard,
 }
 
 /// Why telemetry could not be started or changed. The process can do nothing about it but say so.
@@ -105,7 +120,13 @@ impl Telemetry {
     /// Takes over the process's logs and metrics. To be called once.
     pub fn start(config: &TelemetryConfig) -> Result<Self, TelemetryError> {
         let (layer, level) = reload::Layer::new(filter(&config.level)?);
-        let lines: Box<dyn Layer<_> + Send + Sync> = lines(config.log, io::stderr);
+        let (writer, flush) = NonBlockingBuilder::default()
+            .buffered_lines_limit(LINES_MAX)
+            .lossy(true)
+            .thread_name("log")
+            .finish(io::BufWriter::with_capacity(LINES_BYTES, io::stderr()));
+        let log = Arc::new(Log { dropped: writer.error_counter(), _flush: flush });
+        let lines: Box<dyn Layer<_> + Send + Sync> = lines(config.log, writer);
         tracing_subscriber::registry().with(lines.with_filter(layer)).try_init().map_err(TelemetryError::LogTaken)?;
 
         let recorder = recorder().map_err(TelemetryError::Buckets)?;
@@ -113,7 +134,7 @@ impl Telemetry {
         ::metrics::set_global_recorder(recorder).map_err(|error| TelemetryError::MetricsTaken(Box::new(error)))?;
         actors::metrics::describe_all();
         metrics::describe();
-        Ok(Self { level: Arc::new(move |filter| level.reload(filter)), metrics })
+        Ok(Self { level: Arc::new(move |filter| level.reload(filter)), metrics, log })
     }
 
     /// From now on logs what `config` says. The format stays until a restart.
@@ -123,6 +144,8 @@ impl Telemetry {
 
     /// All metrics, in Prometheus' text format.
     pub fn render(&self) -> String {
+        let dropped = u64::try_from(self.log.dropped.dropped_lines()).unwrap_or(u64::MAX);
+        ::metrics::counter!(metrics::LOG_LINES_DROPPED).absolute(dropped);
         self.metrics.render()
     }
 

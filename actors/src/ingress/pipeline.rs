@@ -19,11 +19,12 @@ use cluster::clock;
 use cluster::directory::Directory;
 use cluster::directory::route::{CacheMode, Disconnect, Route};
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use llm::chat::ChatRequest;
 use llm::dialect::{Dialect, StreamOptions};
-use llm::{splice, tokens};
+use llm::tokens;
 use semantics::{cacheable, fingerprint};
 use storage::cache::{Key, Scope};
 use tracing::error;
@@ -33,7 +34,7 @@ use self::record::{Cached, Record};
 use crate::breaker::{self, Breakers};
 use crate::cache::answer::Answer;
 use crate::cache::directives::Directives;
-use crate::cache::flight::{End, Head, Piece, Pilot, Source};
+use crate::cache::flight::{End, Head, Piece, Pilot, Reader, Source};
 use crate::cache::{Cache, Found, Policy};
 use crate::guard;
 use crate::identity::{self, Identity, IdentityError, Principal};
@@ -41,7 +42,7 @@ use crate::ingress::api::{self, ApiError, Operation};
 use crate::ingress::body::Body;
 use crate::ingress::connection::{self, ConnectionInfo, LimitsConfig, ReadError};
 use crate::ingress::error::Failure;
-use crate::ingress::relay::{Form, Supply};
+use crate::ingress::relay::{Drive, Form, Supply};
 use crate::provider::{self, Providers};
 use crate::queue::{Limit, Limits, Queue, QueueError};
 use crate::quota::Quota;
@@ -185,10 +186,7 @@ impl Gateway {
             Operation::CountTokens => {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
-                // This body is a chat's without its cap.
-                let capped = splice::Change { output_max: Some(1), ..splice::Change::default() };
-                let as_chat = splice::splice(dialect, &raw, &capped);
-                let request = dialect.decode_request(&as_chat).map_err(Failure::Invalid)?;
+                let request = dialect.decode_count_request(&raw).map_err(Failure::Invalid)?;
                 let chat = self.let_in(published, principal, request, raw, dialect, parts.headers, record)?;
                 let chat = Chat { deadline: info.arrived_at + timeout, ..chat };
                 Ok(Answered::Now(reply::count_tokens(self, chat, record).await))
@@ -311,8 +309,8 @@ impl Gateway {
                 Found::Absent => return Err(Failure::NotCached),
                 Found::Joined(reader) => (Supply::flight(reader), true),
                 Found::Leads(pilot, reader) => {
-                    self.launch(&chat, pilot, Some((place.0, place.1, policy)));
-                    (Supply::flight(reader), false)
+                    let call = self.call(&chat, pilot, Some((place.0, place.1, policy)));
+                    (self.launch(&chat, call, reader), false)
                 }
             };
             record.cached = Some(if joined { Cached::Coalesced } else { Cached::Miss });
@@ -371,15 +369,29 @@ impl Gateway {
     /// A call for this client alone, which is read to its end even if the client leaves.
     fn launch_alone(self: &Arc<Self>, chat: &Chat, policy: Policy) -> Supply {
         let (pilot, reader) = self.cache.alone(policy);
-        self.launch(chat, pilot, None);
-        Supply::flight(reader)
+        let call = self.call(chat, pilot, None);
+        self.launch(chat, call, reader)
     }
 
-    fn launch(self: &Arc<Self>, chat: &Chat, pilot: Pilot<Arc<Failure>>, keep: Option<(Scope, Key, Policy)>) {
+    /// A stream is driven by a task of its own, since its readers read at their own pace; a whole answer by whoever
+    /// leads, who waits for it anyway.
+    fn launch(&self, chat: &Chat, call: BoxFuture<'static, ()>, reader: Reader<Arc<Failure>>) -> Supply {
+        if chat.request.stream {
+            self.tasks.spawn("flight", call);
+            return Supply::flight(reader);
+        }
+        Supply::driven(reader, Drive::new(call, self.tasks.clone()))
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        chat: &Chat,
+        pilot: Pilot<Arc<Failure>>,
+        keep: Option<(Scope, Key, Policy)>,
+    ) -> BoxFuture<'static, ()> {
         let attempts = self.attempts(chat, pilot.head());
         let tools_kept = chat.route.cache.tool_calls;
-        let gateway = Arc::clone(self);
-        self.tasks.spawn("flight", async move { fly(gateway, attempts, pilot, keep, tools_kept).await });
+        Box::pin(fly(Arc::clone(self), attempts, pilot, keep, tools_kept))
     }
 }
 

@@ -22,6 +22,7 @@ use crate::cache::flight::{End, Head, Next, Piece, Reader, Source};
 use crate::ingress::error::Failure;
 use crate::provider::{BodyError, UpstreamBody};
 use crate::quota::{Bill, Charge};
+use crate::supervisor::Tasks;
 
 /// A silent stream is kept alive this often.
 pub const PING_EVERY: Duration = Duration::from_secs(15);
@@ -327,13 +328,46 @@ pub enum Supply {
     /// Candidates are being tried; who has given a head so far is in the [`Head`].
     Pending(BoxFuture<'static, Result<Live, Failure>>, Head),
     Live(Box<Live>),
-    /// A call shared with others, and what it cost once it has ended.
-    Flight(Reader<Arc<Failure>>, Option<NanoUsd>),
+    /// A call shared with others, what it cost once it has ended, and the call itself where this reader drives it.
+    Flight(Reader<Arc<Failure>>, Option<NanoUsd>, Option<Drive>),
+}
+
+/// A shared call driven by the reader who leads: no task, no thread but its own. When that reader leaves before the
+/// end, the call goes on as a task, for the others.
+pub struct Drive {
+    call: Option<BoxFuture<'static, ()>>,
+    tasks: Tasks,
+}
+
+impl Drive {
+    pub fn new(call: BoxFuture<'static, ()>, tasks: Tasks) -> Self {
+        Self { call: Some(call), tasks }
+    }
+
+    /// Ends with the call. Cancel-safe.
+    async fn to_end(&mut self) {
+        if let Some(call) = &mut self.call {
+            call.as_mut().await;
+            self.call = None;
+        }
+    }
+}
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            self.tasks.spawn("flight", call);
+        }
+    }
 }
 
 impl Supply {
     pub fn flight(reader: Reader<Arc<Failure>>) -> Self {
-        Self::Flight(reader, None)
+        Self::Flight(reader, None, None)
+    }
+
+    pub fn driven(reader: Reader<Arc<Failure>>, drive: Drive) -> Self {
+        Self::Flight(reader, None, Some(drive))
     }
 
     /// The next piece, `None` at the whole end. Cancel-safe.
@@ -344,7 +378,7 @@ impl Supply {
         }
         match self {
             Self::Live(live) => live.next().await,
-            Self::Flight(reader, cost) => match reader.next().await {
+            Self::Flight(reader, cost, drive) => match read(reader, drive).await {
                 Next::Piece(piece) => Ok(Some(piece)),
                 Next::End(End::Whole { cost: said }) => {
                     *cost = said;
@@ -366,7 +400,7 @@ impl Supply {
     pub fn ready(&mut self) -> Option<Piece> {
         match self {
             Self::Live(live) => live.ready(),
-            Self::Flight(reader, _cost) => reader.ready(),
+            Self::Flight(reader, ..) => reader.ready(),
             Self::Pending(..) => None,
         }
     }
@@ -376,7 +410,7 @@ impl Supply {
         match self {
             Self::Pending(_attempts, head) => head.lock().clone(),
             Self::Live(live) => Some(live.source.clone()),
-            Self::Flight(reader, _cost) => reader.source(),
+            Self::Flight(reader, ..) => reader.source(),
         }
     }
 
@@ -384,7 +418,7 @@ impl Supply {
     pub fn cost(&self) -> Option<NanoUsd> {
         match self {
             Self::Live(live) => live.bill().and_then(|bill| bill.cost),
-            Self::Flight(reader, cost) => {
+            Self::Flight(reader, cost, _drive) => {
                 if reader.leads() {
                     *cost
                 } else {
@@ -394,6 +428,18 @@ impl Supply {
             Self::Pending(..) => None,
         }
     }
+}
+
+/// What comes next, with the call making progress meanwhile where this reader drives it.
+async fn read(reader: &mut Reader<Arc<Failure>>, drive: &mut Option<Drive>) -> Next<Arc<Failure>> {
+    if let Some(driven) = drive {
+        tokio::select! {
+            biased;
+            next = reader.next() => return next,
+            () = driven.to_end() => *drive = None,
+        }
+    }
+    reader.next().await
 }
 
 /// How the client wants its answer.
@@ -456,7 +502,13 @@ impl Writer {
         let encoder = self.encoder.get_or_insert_with(|| form.dialect.stream_encoder(form.options));
         let mut out = Vec::with_capacity(256);
         for delta in deltas {
-            encoder.delta(delta, &mut out);
+            match delta {
+                Delta::Start { id, model, created: None } => {
+                    let created = Some(clock::since_epoch().as_secs());
+                    encoder.delta(&Delta::Start { id: id.clone(), model: model.clone(), created }, &mut out);
+                }
+                other => encoder.delta(other, &mut out),
+            }
         }
         Bytes::from(out)
     }

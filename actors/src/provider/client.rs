@@ -170,8 +170,10 @@ where
     F::Output: Send,
 {
     fn execute(&self, future: F) {
-        self.0.spawn_cancellable("provider connection", |token| async move {
+        let token = self.0.token();
+        self.0.spawn("provider connection", async move {
             tokio::select! {
+                biased;
                 _ = future => {}
                 () = token.cancelled() => {}
             }

@@ -2,11 +2,12 @@
 
 use super::metrics::TASK_PANICS;
 use futures_util::FutureExt;
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +18,7 @@ use tracing::error;
 pub struct Tasks {
     tracker: TaskTracker,
     token: CancellationToken,
-    running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    running: Arc<RwLock<BTreeMap<&'static str, Arc<AtomicUsize>>>>,
 }
 
 impl Tasks {
@@ -30,7 +31,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let counted = Counted::enter(&self.running, name);
+        let counted = Counted::enter(self.count(name));
         self.tracker.spawn(async move {
             let _counted = counted;
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
@@ -71,7 +72,17 @@ impl Tasks {
 
     /// How many tasks of each name run now.
     pub fn running(&self) -> BTreeMap<&'static str, usize> {
-        self.running.lock().clone()
+        let running = self.running.read();
+        let counts = running.iter().map(|(name, count)| (*name, count.load(Ordering::Acquire)));
+        counts.filter(|(_name, count)| *count > 0).collect()
+    }
+
+    /// Names are literals, so there are few.
+    fn count(&self, name: &'static str) -> Arc<AtomicUsize> {
+        if let Some(count) = self.running.read().get(name) {
+            return Arc::clone(count);
+        }
+        Arc::clone(self.running.write().entry(name).or_default())
     }
 }
 
@@ -100,27 +111,18 @@ where
 }
 
 /// One running task in the table of names; gone when the task is, however it ended.
-struct Counted {
-    running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
-    name: &'static str,
-}
+struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
-    fn enter(running: &Arc<Mutex<BTreeMap<&'static str, usize>>>, name: &'static str) -> Self {
-        *running.lock().entry(name).or_default() += 1;
-        Self { running: Arc::clone(running), name }
+    fn enter(count: Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut running = self.running.lock();
-        if let Some(count) = running.get_mut(self.name) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(self.name);
-            }
-        }
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -8,6 +8,8 @@ pub const READY: &str = "lea_ready";
 pub const CONFIG_RELOADS: &str = "lea_config_reloads_total";
 pub const ADMIN_REQUESTS: &str = "lea_admin_requests_total";
 
+pub const LOG_LINES_DROPPED: &str = "lea_log_lines_dropped_total";
+
 pub const METRICS: &[Described] = &[
     Described {
         name: BUILD,
@@ -36,6 +38,13 @@ pub const METRICS: &[Described] = &[
         unit: Unit::Count,
         labels: &["path", "status"],
         help: "Requests answered by the admin listener.",
+    },
+    Described {
+        name: LOG_LINES_DROPPED,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Log lines that were not written because standard error took them too slowly.",
     },
 ];
 

@@ -341,7 +341,7 @@ impl Attempts {
             calls: 1,
             ..TokenCounts::default()
         };
-        Bound { tokens, hidden_reasoning: facts.hidden_reasoning }
+        Bound { tokens, hidden_reasoning: facts.hidden_reasoning || asks_to_think(&self.request) }
     }
 
     /// When the first content must be there: for an answer that comes whole, when all of it must.
@@ -431,6 +431,11 @@ impl Attempts {
         receipts.refused(verdict);
         told(source, fault, retry_after)
     }
+}
+
+/// Reasoning is billed whether or not it is shown, and what is shown may be a summary.
+fn asks_to_think(request: &ChatRequest) -> bool {
+    ["thinking", "reasoning_effort", "reasoning"].iter().any(|field| request.extra.contains_key(*field))
 }
 
 fn images(request: &ChatRequest) -> u64 {
