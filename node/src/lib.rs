@@ -198,7 +198,7 @@ fn published(loaded: &Loaded) -> Published {
 }
 
 fn policies(loaded: &Loaded) -> impl Iterator<Item = (Arc<str>, Policy)> {
-    loaded.directory.providers().map(|provider| (Arc::clone(&provider.name), Policy::from(provider.breaker)))
+    loaded.directory.providers().map(|provider| (Arc::clone(&provider.name), provider.breaker))
 }
 
 fn secrets_of(loaded: &Loaded) -> impl Fn(&SecretRef) -> Option<String> {

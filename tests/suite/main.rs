@@ -1,3 +1,4 @@
 //! The repository and its binary, seen from outside.
 
+mod chat;
 mod tidy;

@@ -13,7 +13,7 @@ use llm::fault::{ErrorBody, Fault};
 use crate::ingress::body::Body;
 
 /// The longest `retry-after` a client is told, whatever a provider says: official SDKs sleep for as long as it says.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 
 /// Why a request got no answer. Told once to the client, the log and the metrics.
 #[derive(Clone, Debug)]
@@ -66,15 +66,15 @@ pub enum Failure {
     /// The provider finds the request itself wrong.
     Rejected {
         provider: String,
-        fault: Fault,
+        fault: Box<Fault>,
     },
     ContextLength {
         provider: String,
-        fault: Fault,
+        fault: Box<Fault>,
     },
     ContentFilter {
         provider: String,
-        fault: Fault,
+        fault: Box<Fault>,
     },
     UnknownUpstreamModel {
         provider: String,
@@ -404,7 +404,8 @@ fn seconds_up(wait: Duration) -> u64 {
 /// Whole seconds, rounded up so that who waits that long has waited long enough; and milliseconds.
 fn add_retry_after(headers: &mut HeaderMap, wait: Duration) {
     headers.insert(RETRY_AFTER, HeaderValue::from(seconds_up(wait)));
-    let milliseconds = wait.min(RETRY_AFTER_MAX).as_millis() + u128::from(wait.subsec_nanos() % 1_000_000 > 0);
+    let milliseconds =
+        wait.min(RETRY_AFTER_MAX).as_millis() + u128::from(!wait.subsec_nanos().is_multiple_of(1_000_000));
     let milliseconds = u64::try_from(milliseconds).unwrap_or(60_000).clamp(1, 60_000);
     headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(milliseconds));
 }

@@ -162,7 +162,7 @@ impl Gateway {
             parts.uri.query(),
             clock::since_epoch(),
         )
-        .map_err(identity_failure)?;
+        .map_err(|error| identity_failure(&error))?;
         record.key = Some(Arc::clone(&principal.key));
 
         match endpoint.operation {
@@ -484,7 +484,7 @@ fn api_failure(error: ApiError, path: &str) -> Failure {
     }
 }
 
-fn identity_failure(error: IdentityError) -> Failure {
+fn identity_failure(error: &IdentityError) -> Failure {
     match error {
         IdentityError::Missing => Failure::NoKey,
         IdentityError::Unknown => Failure::UnknownKey,

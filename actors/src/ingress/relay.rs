@@ -345,7 +345,7 @@ impl Drive {
     }
 
     /// Ends with the call. Cancel-safe.
-    async fn to_end(&mut self) {
+    async fn finish(&mut self) {
         if let Some(call) = &mut self.call {
             call.as_mut().await;
             self.call = None;
@@ -436,7 +436,7 @@ async fn read(reader: &mut Reader<Arc<Failure>>, drive: &mut Option<Drive>) -> N
         tokio::select! {
             biased;
             next = reader.next() => return next,
-            () = driven.to_end() => *drive = None,
+            () = driven.finish() => *drive = None,
         }
     }
     reader.next().await
@@ -502,12 +502,11 @@ impl Writer {
         let encoder = self.encoder.get_or_insert_with(|| form.dialect.stream_encoder(form.options));
         let mut out = Vec::with_capacity(256);
         for delta in deltas {
-            match delta {
-                Delta::Start { id, model, created: None } => {
-                    let created = Some(clock::since_epoch().as_secs());
-                    encoder.delta(&Delta::Start { id: id.clone(), model: model.clone(), created }, &mut out);
-                }
-                other => encoder.delta(other, &mut out),
+            if let Delta::Start { id, model, created: None } = delta {
+                let created = Some(clock::since_epoch().as_secs());
+                encoder.delta(&Delta::Start { id: id.clone(), model: model.clone(), created }, &mut out);
+            } else {
+                encoder.delta(delta, &mut out);
             }
         }
         Bytes::from(out)

@@ -96,9 +96,9 @@ impl Load {
                     let due = started + between * u32::try_from(slot).unwrap();
                     tokio::time::sleep_until(due.into()).await;
                     // The timer is late by up to a millisecond, which is not the target's doing.
-                    let sent = Instant::now().min(due + Duration::from_millis(1));
+                    let from = Instant::now().min(due + Duration::from_millis(1));
                     client.ask(&mut done).await;
-                    let took = sent.elapsed().as_micros();
+                    let took = from.elapsed().as_micros();
                     done.latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
                 }
                 done

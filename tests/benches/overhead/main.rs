@@ -101,7 +101,7 @@ async fn run(target: &Target, shape: Shape, connections: usize, time: Duration) 
     let before = target.cpu();
     let load = Load::new(target.address, shape);
     let (done, took) = load.closed(connections, time).await;
-    Run { requests: done.requests, failed: done.failed, took, cpu: target.cpu() - before }
+    Run { requests: done.requests, failed: done.failed, took, cpu: target.cpu_since(before) }
 }
 
 /// Latency at a fixed rate, from the moment a request was due (no coordinated omission).
@@ -124,7 +124,7 @@ async fn chunks(fleet: &Fleet, options: &Options) -> (f64, f64) {
         for _ in 0..options.pairs {
             let before = target.cpu();
             let (done, _took) = Load::new(target.address, Shape::LongStream).closed(16, options.run).await;
-            costs.push((target.cpu() - before).as_secs_f64() * 1e6 / done.chunks.max(1) as f64);
+            costs.push(target.cpu_since(before).as_secs_f64() * 1e6 / done.chunks.max(1) as f64);
         }
         medians[at] = report::median(&mut costs);
     }

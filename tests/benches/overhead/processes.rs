@@ -27,6 +27,11 @@ impl Target {
         Duration::from_millis(ticks * 10)
     }
 
+    /// User and system time since it was `before`.
+    pub fn cpu_since(&self, before: Duration) -> Duration {
+        self.cpu().saturating_sub(before)
+    }
+
     /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();

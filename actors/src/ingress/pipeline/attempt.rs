@@ -499,13 +499,17 @@ fn told(source: &Source, fault: Fault, retry_after: Option<Duration>) -> Failed 
         FaultKind::Timeout => {
             (Failure::UpstreamTimeout { provider, what: "it gave up waiting" }, FailureClass::Timeout)
         }
-        FaultKind::ContextLength => (Failure::ContextLength { provider, fault }, FailureClass::ContextLength),
-        FaultKind::ContentFilter => (Failure::ContentFilter { provider, fault }, FailureClass::BadRequest),
+        FaultKind::ContextLength => {
+            (Failure::ContextLength { provider, fault: Box::new(fault) }, FailureClass::ContextLength)
+        }
+        FaultKind::ContentFilter => {
+            (Failure::ContentFilter { provider, fault: Box::new(fault) }, FailureClass::BadRequest)
+        }
         FaultKind::NotFound => {
             let model = source.model.to_string();
             (Failure::UnknownUpstreamModel { provider, model, status }, FailureClass::NotFound)
         }
-        FaultKind::BadRequest => (Failure::Rejected { provider, fault }, FailureClass::BadRequest),
+        FaultKind::BadRequest => (Failure::Rejected { provider, fault: Box::new(fault) }, FailureClass::BadRequest),
         FaultKind::Malformed => (Failure::Upstream { provider, what: fault.message, status }, FailureClass::Malformed),
     };
     Failed { failure, class }

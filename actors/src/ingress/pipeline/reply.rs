@@ -177,18 +177,17 @@ impl Relay {
     /// The next bytes for the client; `None` when it has all of them.
     async fn next(&mut self, record: &mut Record) -> Option<Bytes> {
         while !self.ended {
-            let step = match self.first.take() {
-                Some(first) => Ok(Some(first)),
-                None => {
-                    let left = self.deadline.saturating_duration_since(clock::now());
-                    match tokio::time::timeout(PING_EVERY.min(left), self.supply.next()).await {
-                        Ok(step) => step,
-                        Err(_elapsed) if left <= PING_EVERY => {
-                            let after = self.deadline.saturating_duration_since(record.started);
-                            Err(Failure::DeadlineExceeded { after })
-                        }
-                        Err(_elapsed) => return Some(Bytes::from_static(self.dialect.ping())),
+            let step = if let Some(first) = self.first.take() {
+                Ok(Some(first))
+            } else {
+                let left = self.deadline.saturating_duration_since(clock::now());
+                match tokio::time::timeout(PING_EVERY.min(left), self.supply.next()).await {
+                    Ok(step) => step,
+                    Err(_elapsed) if left <= PING_EVERY => {
+                        let after = self.deadline.saturating_duration_since(record.started);
+                        Err(Failure::DeadlineExceeded { after })
                     }
+                    Err(_elapsed) => return Some(Bytes::from_static(self.dialect.ping())),
                 }
             };
             let bytes = match step {
