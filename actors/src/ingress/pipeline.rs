@@ -152,7 +152,7 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         let endpoint = api::endpoint(&parts.method, path, &parts.headers).map_err(|error| api_failure(error, path))?;
-        record.operation = name_of(&endpoint.operation);
+        record.operation = endpoint.operation.name();
 
         let published = self.published.load_full();
         let principal = identity::authenticate(
@@ -456,16 +456,6 @@ async fn answer(
         }
     }
     End::Whole { cost }
-}
-
-/// The operation's name in logs and metrics.
-fn name_of(operation: &Operation) -> &'static str {
-    match operation {
-        Operation::Chat => "chat",
-        Operation::CountTokens => "count_tokens",
-        Operation::ListModels => "list_models",
-        Operation::GetModel(_) => "get_model",
-    }
 }
 
 /// The part of the cache the caller wants to stay in.

@@ -99,6 +99,8 @@ pub struct Live {
     kind: Kind,
     ready: VecDeque<Piece>,
     state: State,
+    /// Why the answer stopped; told once everything that came before it was given.
+    failure: Option<Failure>,
 }
 
 enum Kind {
@@ -132,7 +134,7 @@ impl Live {
 
     fn new(source: Source, body: UpstreamBody, receipts: Receipts, kind: Kind) -> Self {
         let collector = Collector::new();
-        Self { source, body, receipts, collector, kind, ready: VecDeque::new(), state: State::Open }
+        Self { source, body, receipts, collector, kind, ready: VecDeque::new(), state: State::Open, failure: None }
     }
 
     /// What it cost; known once the answer has ended.
@@ -154,9 +156,12 @@ impl Live {
     /// Everything read meanwhile stays ready.
     pub async fn until_content(&mut self) -> Result<(), Failure> {
         while !self.ready.iter().any(has_content) && self.state == State::Open {
-            self.fill().await?;
+            self.fill().await;
         }
-        Ok(())
+        if self.ready.iter().any(has_content) {
+            return Ok(());
+        }
+        self.failure.take().map_or(Ok(()), Err)
     }
 
     /// The next piece, `None` at the whole end. Cancel-safe.
@@ -166,9 +171,9 @@ impl Live {
                 return Ok(Some(piece));
             }
             if self.state == State::Ended {
-                return Ok(None);
+                return self.failure.take().map_or(Ok(None), Err);
             }
-            self.fill().await?;
+            self.fill().await;
         }
     }
 
@@ -184,24 +189,21 @@ impl Live {
         self.state = State::Ended;
     }
 
-    async fn fill(&mut self) -> Result<(), Failure> {
-        let chunk = match self.body.chunk().await {
-            Ok(chunk) => chunk,
-            Err(error) => {
-                let failure = match error {
-                    BodyError::Idle { .. } => {
-                        Failure::UpstreamTimeout { provider: self.provider(), what: "it fell silent in its answer" }
-                    }
-                    other @ (BodyError::Broken { .. } | BodyError::TooLarge { .. }) => {
-                        Failure::Cut { provider: self.provider(), what: other.to_string() }
-                    }
-                };
-                return Err(self.broken(failure));
+    /// Reads on: more is ready then, or the answer has ended.
+    async fn fill(&mut self) {
+        let step = match self.body.chunk().await {
+            Ok(Some(chunk)) => self.take(chunk),
+            Ok(None) => self.eof(),
+            Err(BodyError::Idle { .. }) => {
+                Err(Failure::UpstreamTimeout { provider: self.provider(), what: "it fell silent in its answer" })
+            }
+            Err(error @ (BodyError::Broken { .. } | BodyError::TooLarge { .. })) => {
+                Err(Failure::Cut { provider: self.provider(), what: error.to_string() })
             }
         };
-        match chunk {
-            Some(chunk) => self.take(chunk),
-            None => self.eof(),
+        if let Err(failure) = step {
+            self.give_up();
+            self.failure = Some(failure);
         }
     }
 
@@ -210,7 +212,7 @@ impl Live {
             Kind::Whole { buffer, bytes_max } => {
                 if buffer.len() + chunk.len() > *bytes_max {
                     let what = format!("its answer is over {bytes_max} bytes");
-                    return Err(self.broken(Failure::Upstream { provider: self.provider(), what, status: None }));
+                    return Err(Failure::Upstream { provider: self.provider(), what, status: None });
                 }
                 buffer.extend_from_slice(&chunk);
                 Ok(())
@@ -229,8 +231,7 @@ impl Live {
                 Ok(Some(event)) => event,
                 Ok(None) => return Ok(()),
                 Err(too_long) => {
-                    let failure = Failure::Cut { provider: self.provider(), what: too_long.to_string() };
-                    return Err(self.broken(failure));
+                    return Err(Failure::Cut { provider: self.provider(), what: too_long.to_string() });
                 }
             };
             let deltas = match decoder.event(&event) {
@@ -265,7 +266,7 @@ impl Live {
             Kind::Stream { .. } => {
                 if !self.collector.whole() {
                     let what = "the stream ended without a finish reason".to_owned();
-                    return Err(self.broken(Failure::Cut { provider: self.provider(), what }));
+                    return Err(Failure::Cut { provider: self.provider(), what });
                 }
                 self.receipts.settle(self.collector.usage(), self.collector.output_bytes());
             }
@@ -274,26 +275,20 @@ impl Live {
         Ok(())
     }
 
-    fn fault(&mut self, fault: Fault) -> Failure {
+    fn fault(&self, fault: Fault) -> Failure {
         let provider = self.provider();
-        let failure = match fault.kind {
+        match fault.kind {
             FaultKind::Malformed => Failure::Upstream { provider, what: fault.message, status: fault.status },
             FaultKind::Throttled => Failure::Throttled { provider, retry_after: None },
             FaultKind::Overloaded => Failure::Overloaded { provider, status: fault.status },
             FaultKind::Timeout => Failure::UpstreamTimeout { provider, what: "it gave up waiting" },
-            FaultKind::Credential
-            | FaultKind::Server
+            FaultKind::Credential => Failure::CredentialsExhausted { provider, status: fault.status },
+            FaultKind::Server
             | FaultKind::ContextLength
             | FaultKind::ContentFilter
             | FaultKind::NotFound
             | FaultKind::BadRequest => Failure::Cut { provider, what: fault.message },
-        };
-        self.broken(failure)
-    }
-
-    fn broken(&mut self, failure: Failure) -> Failure {
-        self.give_up();
-        failure
+        }
     }
 
     fn provider(&self) -> String {

@@ -243,7 +243,7 @@ impl Attempts {
     /// For whoever looks why an answer was late, or came from elsewhere.
     fn tell(&self, provider: &Provider, failed: &Failed) {
         warn!(request_id = %self.request_id, provider = %provider.name, class = failed.class.name(),
-            cause = %failed.failure.message(), attempt = self.made, "attempt failed");
+            cause = failed.failure.message(), attempt = self.made, "attempt failed");
     }
 
     async fn attempt(

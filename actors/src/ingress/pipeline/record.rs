@@ -124,7 +124,7 @@ impl Record {
 
     /// The cause, for whoever looks for the request id.
     fn complain(&self, failure: &Failure) {
-        info!(request_id = %self.request_id, case = failure.row().case, cause = %failure.message(), "request failed");
+        info!(request_id = %self.request_id, case = failure.row().case, cause = failure.message(), "request failed");
     }
 
     fn status(&self) -> (u16, &'static str) {

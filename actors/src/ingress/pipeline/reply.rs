@@ -248,9 +248,13 @@ fn observe(piece: &Piece, record: &mut Record) {
     }
 }
 
+/// Headers an answer usually has: room for them is made once.
+const HEADERS_USUAL: usize = 24;
+
 /// A JSON answer.
 pub fn json(body: Bytes) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
+    response.headers_mut().reserve(HEADERS_USUAL);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
@@ -258,6 +262,7 @@ pub fn json(body: Bytes) -> Response<Body> {
 fn event_stream(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
+    headers.reserve(HEADERS_USUAL);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -320,24 +325,36 @@ fn text_header(headers: &mut HeaderMap, name: &'static str, text: &str) {
 /// Where the key stands, in the words of the dialect.
 pub fn limit_headers(response: &mut Response<Body>, dialect: Dialect, standing: Option<Standing>) {
     let Some(standing) = standing else { return };
-    let levels = [("requests", standing.requests), ("tokens", standing.tokens)];
-    for (what, level) in levels.into_iter().filter_map(|(what, level)| Some((what, level?))) {
-        let reset = match dialect {
+    let names: [[&'static str; 3]; 2] = match dialect {
+        Dialect::OpenAiChat => [
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+            ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
+        ],
+        Dialect::AnthropicMessages => [
+            [
+                "anthropic-ratelimit-requests-limit",
+                "anthropic-ratelimit-requests-remaining",
+                "anthropic-ratelimit-requests-reset",
+            ],
+            [
+                "anthropic-ratelimit-tokens-limit",
+                "anthropic-ratelimit-tokens-remaining",
+                "anthropic-ratelimit-tokens-reset",
+            ],
+        ],
+    };
+    let headers = response.headers_mut();
+    for (names, level) in names.into_iter().zip([standing.requests, standing.tokens]) {
+        let ([limit, remaining, reset], Some(level)) = (names, level) else { continue };
+        headers.insert(HeaderName::from_static(limit), HeaderValue::from(level.limit));
+        headers.insert(HeaderName::from_static(remaining), HeaderValue::from(level.remaining));
+        let text = match dialect {
             Dialect::OpenAiChat => format!("{}s", level.reset.as_secs()),
             Dialect::AnthropicMessages => {
                 let at = std::time::UNIX_EPOCH + clock::since_epoch() + level.reset;
                 humantime::format_rfc3339_seconds(at).to_string()
             }
         };
-        let fields = [("limit", level.limit.to_string()), ("remaining", level.remaining.to_string()), ("reset", reset)];
-        for (field, text) in fields {
-            let name = match dialect {
-                Dialect::OpenAiChat => format!("x-ratelimit-{field}-{what}"),
-                Dialect::AnthropicMessages => format!("anthropic-ratelimit-{what}-{field}"),
-            };
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(text)) {
-                response.headers_mut().insert(name, value);
-            }
-        }
+        text_header(headers, reset, &text);
     }
 }
