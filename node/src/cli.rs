@@ -5,6 +5,7 @@ pub mod keys;
 pub mod status;
 
 use crate::config::reload::describe;
+use crate::demo::{DemoArgs, demo};
 use crate::run::{RunArgs, Service, run};
 use crate::signals::Signals;
 use crate::simulator::{self, SimulatorArgs};
@@ -25,6 +26,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show the whole gateway at work, with simulated providers; nothing else is needed.
+    Demo(DemoArgs),
     /// Serve, as a configuration file says.
     Run(RunArgs),
     /// Say everything that is wrong with a configuration file, and change nothing.
@@ -65,6 +68,7 @@ pub fn main<S: Service>() -> ExitCode {
         }
     };
     match cli.command {
+        Command::Demo(args) => exit(with_runtime(demo::<S>(&args))),
         Command::Run(args) => exit(with_runtime(run::<S>(&args))),
         Command::Check(args) => exit(check::check(&args)),
         Command::Reference(args) => exit(output::line(&reference_of(args.of)).map_err(Into::into)),
@@ -134,7 +138,7 @@ mod tests {
     #[test]
     fn help_names_every_command_and_hides_what_is_for_tests() {
         let help = Cli::command().render_long_help().to_string();
-        for command in ["run", "check", "reference", "simulate", "keys", "status"] {
+        for command in ["demo", "run", "check", "reference", "simulate", "keys", "status"] {
             assert!(help.contains(&format!("\n  {command}")), "{help}");
         }
         let mut cli = Cli::command();
