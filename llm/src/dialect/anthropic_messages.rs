@@ -9,6 +9,7 @@ mod decode_stream;
 mod encode_request;
 mod encode_stream;
 mod error;
+mod leftovers;
 mod reply;
 
 use serde::{Deserialize, Serialize};

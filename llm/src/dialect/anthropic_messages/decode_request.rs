@@ -3,6 +3,7 @@
 use serde_json::{Map, Number, Value, json};
 
 use super::block::{Fields, decode_content, each};
+use super::leftovers;
 use crate::chat::{ChatRequest, Message, Role, Tool, ToolChoice};
 use crate::dialect::BadRequest;
 use crate::json::Raw;
@@ -25,7 +26,8 @@ pub fn decode_count_request(body: &[u8]) -> Result<ChatRequest, BadRequest> {
 
 fn decode(body: &[u8]) -> Result<ChatRequest, BadRequest> {
     let mut request = ChatRequest { choices: 1, ..ChatRequest::default() };
-    for member in Raw::parse(body)?.members()? {
+    let body = Raw::parse(body)?;
+    for member in body.members()? {
         if !member.value.is_null() {
             decode_field(&mut request, &member.name, member.value).map_err(|error| error.within(&member.name))?;
         }
@@ -36,6 +38,7 @@ fn decode(body: &[u8]) -> Result<ChatRequest, BadRequest> {
     if request.messages.is_empty() {
         return Err(BadRequest::missing("messages", "at least one message is required"));
     }
+    leftovers::keep(body, &mut request.extra)?;
     Ok(request)
 }
 

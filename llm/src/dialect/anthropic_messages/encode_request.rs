@@ -229,6 +229,8 @@ impl Saying<'_> {
         for (name, value) in extra {
             match (body.get_mut(name), value) {
                 _ if !self.native => self.foreign(name, value, body),
+                // A path into the body: what is there has been said without it.
+                _ if name.contains(['[', '.']) => self.dropped(name),
                 (None, _) => {
                     body.insert(name.clone(), value.clone());
                 }
