@@ -63,10 +63,10 @@ fn failed(deltas: &[Delta]) -> bool {
     deltas.iter().any(|delta| matches!(delta, Delta::Fault(_)))
 }
 
-/// Nothing of the first choice comes after it has finished. No provider does that, and dialects may differ in what they make
+/// Nothing of the first choice comes after it, or the stream, has ended. No provider does that, and dialects may differ in what they make
 /// of it.
 fn orderly(deltas: &[Delta]) -> bool {
-    let finish = deltas.iter().position(|delta| matches!(delta, Delta::Finish { choice: 0, .. }));
+    let finish = deltas.iter().position(|delta| matches!(delta, Delta::Finish { choice: 0, .. } | Delta::End));
     let after = finish.and_then(|at| deltas.get(at..)).unwrap_or_default();
     !after.iter().any(|delta| matches!(delta, Delta::Text { choice: 0, .. }))
 }
