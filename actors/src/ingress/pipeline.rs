@@ -316,8 +316,8 @@ impl Gateway {
             record.cached = Some(if joined { Cached::Coalesced } else { Cached::Miss });
             match reply::begin(supply, chat.deadline, record).await {
                 Ok(begun) => return reply::go_on(&chat, begun, record).await,
-                // The call of somebody else failed before it gave anything: his failure is not ours.
-                Err(failure) if joined && !matches!(failure, Failure::DeadlineExceeded { .. }) => {}
+                // The call of somebody else failed before it gave anything: his failure, or his haste, is not ours.
+                Err(_failure) if joined && clock::now() < chat.deadline => {}
                 Err(failure) => return Err(failure),
             }
         }

@@ -345,13 +345,14 @@ impl Attempts {
     }
 
     /// When the first content must be there: for an answer that comes whole, when all of it must.
+    /// The request's own deadline is not looked at: [`Attempts::run`] ends at it, and a hasty client is no fault of the provider.
     fn first_content_by(&self, provider: &Provider) -> Instant {
         let timeout = if self.request.stream {
             self.route.first_token_timeout.unwrap_or(provider.timeouts.first_token)
         } else {
             provider.timeouts.total
         };
-        (clock::now() + timeout).min(self.deadline)
+        clock::now() + timeout
     }
 
     async fn answered(
