@@ -76,7 +76,9 @@ const IGNORED: [&str; 8] = [
 
 /// `name` is a field of the body, or a path to a deeper one: how a stream is cut, or the prompt cache again.
 fn is_ignored(name: &str) -> bool {
-    IGNORED.contains(&name) || (name.contains('[') && name.ends_with(".cache_control")) || name.starts_with("stream_options.")
+    IGNORED.contains(&name)
+        || (name.contains('[') && name.ends_with(".cache_control"))
+        || name.starts_with("stream_options.")
 }
 
 /// What comes next. Numbers are never used again for something else; changing one changes [`FORMAT`].
