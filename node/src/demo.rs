@@ -24,12 +24,13 @@ pub struct DemoArgs {
     pub once: bool,
 }
 
-/// A step did not do what it claims; the report says which.
+/// Why the report is not one of success.
 #[derive(Debug, thiserror::Error)]
-#[error("{failed} of {steps} steps did not do what they claim")]
-pub struct NotHeld {
-    failed: usize,
-    steps: usize,
+pub enum NotHeld {
+    #[error("{failed} claims did not hold; the report says which")]
+    Claims { failed: usize },
+    #[error("interrupted before the report was whole")]
+    Interrupted,
 }
 
 /// Shows everything once, then stays up unless it is told not to.
@@ -38,18 +39,19 @@ pub async fn demo<S: Service>(args: &DemoArgs) -> Result<(), Box<dyn Error + Sen
     let world = World::<S>::start().await?;
     let mut report = Report::default();
     output::line(&world.opening())?;
-    tokio::select! {
-        shown = steps::all(&world, &mut report) => shown?,
-        () = signals.stop() => {
-            world.stop().await;
-            return Ok(());
-        }
+    let shown = tokio::select! {
+        shown = steps::all(&world, &mut report) => shown,
+        () = signals.stop() => Err(NotHeld::Interrupted.into()),
+    };
+    if let Err(error) = shown {
+        world.stop().await;
+        return Err(error);
     }
-    let (steps, failed) = report.close()?;
+    let failed = report.close()?;
     if !args.once {
         output::line(&world.invitation())?;
         signals.stop().await;
     }
     world.stop().await;
-    if failed > 0 { Err(NotHeld { failed, steps }.into()) } else { Ok(()) }
+    if failed > 0 { Err(NotHeld::Claims { failed }.into()) } else { Ok(()) }
 }

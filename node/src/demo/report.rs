@@ -31,12 +31,12 @@ impl Report {
         output::line(&format!("   {mark} {claim}"))
     }
 
-    /// The last line. How many steps there were, and how many claims did not hold.
-    pub fn close(&self) -> io::Result<(usize, usize)> {
+    /// The last line. How many claims did not hold.
+    pub fn close(&self) -> io::Result<usize> {
         let Self { steps, failed } = *self;
         let verdict = if failed == 0 { "every claim held".to_owned() } else { format!("{failed} claims did not hold") };
         output::line(&format!("\n{steps} steps, {verdict}"))?;
-        Ok((steps, failed))
+        Ok(failed)
     }
 }
 
