@@ -253,7 +253,10 @@ impl Failure {
             Self::BodyBroken => "the body ended before it was whole".to_owned(),
             Self::ModelNotAllowed { model } => format!("this key may not use model `{model}`"),
             Self::UnknownModel { model } => {
-                format!("model `{model}` is neither a route nor `provider/model` of a configured provider")
+                format!(
+                    "model `{model}` is neither a route, nor `provider/model` of a configured provider, nor a name that \
+                     exactly one provider has"
+                )
             }
             Self::RateLimited { what, limit, retry_after } => {
                 format!("over the key's limit of {limit} {what} a minute; try again in {} s", seconds_up(*retry_after))

@@ -33,6 +33,7 @@ pub struct Begun {
 /// thinks for long is enough to begin a stream, which pings keep alive.
 pub async fn begin(mut supply: Supply, deadline: Instant, record: &mut Record) -> Result<Begun, Failure> {
     let from = clock::now();
+    let mut source = None;
     let begun = loop {
         let left = deadline.saturating_duration_since(clock::now());
         match tokio::time::timeout(PING_EVERY.min(left), supply.next()).await {
@@ -40,7 +41,10 @@ pub async fn begin(mut supply: Supply, deadline: Instant, record: &mut Record) -
                 let Some(source) = supply.source() else { break Err(Failure::Internal) };
                 break Ok(Begun { supply, first, source });
             }
-            Ok(Err(failure)) => break Err(failure),
+            Ok(Err(failure)) => {
+                source = supply.source();
+                break Err(failure);
+            }
             Err(_elapsed) if left <= PING_EVERY => {
                 let after = deadline.saturating_duration_since(record.started);
                 break Err(Failure::DeadlineExceeded { after });
@@ -54,6 +58,10 @@ pub async fn begin(mut supply: Supply, deadline: Instant, record: &mut Record) -
         }
     };
     record.waited += clock::now().saturating_duration_since(from);
+    if begun.is_err() {
+        // Whoever reads the log wants to know who failed.
+        record.source = source;
+    }
     begun
 }
 
