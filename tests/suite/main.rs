@@ -4,5 +4,7 @@ mod bad_input;
 mod bad_upstream;
 mod cache;
 mod chat;
+mod lifecycle;
+mod keys;
 mod streaming;
 mod tidy;
