@@ -2,9 +2,10 @@
 
 mod bad_input;
 mod bad_upstream;
+mod breaker;
 mod cache;
 mod chat;
-mod lifecycle;
 mod keys;
+mod routing;
 mod streaming;
 mod tidy;
