@@ -97,8 +97,8 @@ async fn a_key_is_taken_wherever_a_client_puts_it() {
             assert_eq!((good.status, bad.status), (200, 401), "{header}");
         }
         let bearer = client.clone().with_header("authorization", &format!("bearer {WEB}")).post(path, &body).await;
-        let good = client.post(&format!("{}?key={WEB}", path), &body).await;
-        let bad = client.post(&format!("{}?key={UNKNOWN}", path), &body).await;
+        let good = client.post(&format!("{path}?key={WEB}"), &body).await;
+        let bad = client.post(&format!("{path}?key={UNKNOWN}"), &body).await;
         assert_eq!((bearer.status, good.status, bad.status), (200, 200, 401));
     }
     for seen in provider.requests().await {
