@@ -6,6 +6,7 @@ mod breaker;
 mod cache;
 mod chat;
 mod keys;
+mod lifecycle;
 mod routing;
 mod streaming;
 mod tidy;
