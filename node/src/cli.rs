@@ -16,7 +16,7 @@ use std::io;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
-/// An LLM gateway for one machine or many, in one binary.
+/// An LLM gateway in one binary: checks keys and limits, caches, routes to providers, survives their failures.
 #[derive(Debug, Parser)]
 #[command(name = "llm-edge-agent", version, arg_required_else_help = true)]
 pub struct Cli {

@@ -1,4 +1,4 @@
-//! `llm-edge-agent`: an LLM gateway for one machine or many, in one binary.
+//! `llm-edge-agent`: an LLM gateway in one binary.
 
 use std::process::ExitCode;
 

@@ -55,8 +55,8 @@ pub struct Addresses {
 /// Why a node did not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("configuration refused")]
-    Config(#[source] LoadError),
+    #[error(transparent)]
+    Config(LoadError),
     #[error("cannot start telemetry")]
     Telemetry(#[source] TelemetryError),
     #[error("cannot listen for signals")]

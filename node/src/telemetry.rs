@@ -49,11 +49,21 @@ impl Default for TelemetryConfig {
 
 impl TelemetryConfig {
     pub fn check(&self, problems: &mut Problems) {
-        if let Err(error) = EnvFilter::try_new(&self.level) {
-            let message = format!("is no log level ({error}); write `info`, `debug`, or `info,actors::cache=debug`");
+        let wrong = self.level.split(',').find(|directive| !is_directive(directive.trim()));
+        if wrong.is_some() || EnvFilter::try_new(&self.level).is_err() {
+            let wrong = wrong.unwrap_or(&self.level);
+            let message = format!("`{wrong}` is no log level; write `info`, `debug`, or `info,actors::cache=debug`");
             problems.add("level", message);
         }
     }
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A level, or a module's. The filter itself takes any word for a module, and a level with a typo switches the log off.
+fn is_directive(text: &str) -> bool {
+    let level = text.rsplit_once('=').map_or(text, |(_module, level)| level);
+    LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
 }
 
 /// A counter or histogram that nothing touched for so long is forgotten: the key or model it is about may be gone.

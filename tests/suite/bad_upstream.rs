@@ -81,7 +81,7 @@ async fn an_answer_that_is_none_is_a_typed_error() {
         (json!({ "status": 200, "body": page, "headers": html }), 502, "upstream_error"),
         (json!({ "status": 502, "body": page, "headers": html }), 502, "upstream_error"),
         (json!({ "status": 200, "body": deep }), 502, "upstream_error"),
-        (json!({ "status": 200, "body": huge }), 502, "upstream_error"),
+        (json!({ "status": 200, "body": huge }), 502, "reply_too_large"),
         (json!({ "status": 200, "body": "{}", "headers": { "content-encoding": "gzip" } }), 502, "upstream_error"),
         (json!({ "status": 302, "headers": { "location": "http://127.0.0.1:9/" } }), 502, "upstream_error"),
         (json!({ "status": 204 }), 502, "upstream_error"),
@@ -160,5 +160,34 @@ async fn a_stream_of_the_wrong_content_type_is_refused() {
     let reply = node.client().post("/v1/chat/completions", &body).await;
 
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (502, &json!("upstream_error")), "{}", reply.text());
+    assert_unharmed(&provider, &node).await;
+}
+
+/// Some vendors say a date where seconds are meant, some say nonsense: neither panics, nor takes the provider away for years.
+#[tokio::test]
+async fn a_nonsensical_retry_after_is_bounded() {
+    let (provider, node, _mute) = gateway().await;
+    for wait in ["10000000000000000000", "1763900000", "-5", "soon", "1e300"] {
+        provider.script(json!([{ "status": 429, "headers": { "retry-after": wait } }])).await;
+        let reply = node.client().chat("once", QUESTION).await;
+        assert_eq!(reply.status, 429, "{wait}: {}", reply.text());
+        let told: u64 = reply.header("retry-after").unwrap_or_default().parse().unwrap_or_default();
+        assert!((1..=60).contains(&told), "{wait}: told {told}");
+    }
+    assert!(!node.printed().contains("panicked"), "{}", node.printed());
+}
+
+/// P-STREAM: an answer nobody finished is not passed off as a whole one.
+#[tokio::test]
+async fn an_answer_without_a_finish_reason_is_not_whole() {
+    let (provider, node, _mute) = gateway().await;
+    let unfinished = json!({ "id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [{ "index": 0,
+        "message": { "role": "assistant", "content": "half" }, "finish_reason": null }] });
+    for stream in [false, true] {
+        provider.script(json!([{ "status": 200, "body": unfinished }])).await;
+        let body = json!({ "model": "once", "stream": stream, "messages": [{ "role": "user", "content": QUESTION }] });
+        let reply = node.client().post("/v1/chat/completions", &body).await;
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (502, &json!("upstream_cut")), "{}", reply.text());
+    }
     assert_unharmed(&provider, &node).await;
 }

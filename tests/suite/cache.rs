@@ -294,3 +294,16 @@ async fn the_failure_of_a_shared_call_is_only_its_leaders() {
     assert_eq!((follower.status, follower.said().as_str()), (200, ANSWER));
     assert_eq!(calls(&provider).await, 2);
 }
+
+/// `anthropic-beta` reaches the provider and changes what it answers, so it is part of the question.
+#[tokio::test]
+async fn a_question_with_a_beta_header_is_not_answered_from_the_cache() {
+    let (_provider, node) = gateway().await;
+    let client = node.as_key(A1);
+    client.chat("kept", QUESTION).await;
+
+    let beta = client.clone().with_header("anthropic-beta", "context-1m-2025-08-07").chat("kept", QUESTION).await;
+
+    assert_eq!(outcome(&beta), "BYPASS");
+    assert_eq!(outcome(&client.chat("kept", QUESTION).await), "HIT");
+}

@@ -30,8 +30,17 @@ pub struct Source {
     pub cap: Option<u64>,
 }
 
-/// Who answers, as far as it is known yet: told when a provider's head has arrived.
-pub type Head = Arc<Mutex<Option<Source>>>;
+/// How far a call is.
+pub type Head = Arc<Mutex<Progress>>;
+
+/// Who was asked, and who answers, as far as it is known yet.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The last provider that was called.
+    pub asked: Option<Source>,
+    /// The provider whose head has arrived.
+    pub answers: Option<Source>,
+}
 
 /// A part of an answer as it came from a provider.
 #[derive(Clone, Debug)]
@@ -207,6 +216,12 @@ impl<E> Pilot<E> {
             buffer.pieces.push_back(piece);
             if buffer.bytes > self.flight.bytes_max {
                 buffer.spilled = true;
+                if self.flight.readers.load(Ordering::Acquire) == 0 {
+                    // A call that runs on without readers is read for its end, not for its words.
+                    buffer.forgotten += buffer.pieces.len();
+                    buffer.pieces.clear();
+                    buffer.bytes = 0;
+                }
             }
             !buffer.spilled
         };
@@ -286,8 +301,14 @@ impl<E> Reader<E> {
         self.leads
     }
 
+    /// The last provider that was called.
+    pub fn asked(&self) -> Option<Source> {
+        self.flight.head.lock().asked.clone()
+    }
+
+    /// Who answers, once a provider has given a head.
     pub fn source(&self) -> Option<Source> {
-        self.flight.head.lock().clone()
+        self.flight.head.lock().answers.clone()
     }
 }
 

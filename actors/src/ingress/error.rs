@@ -95,6 +95,11 @@ pub enum Failure {
         what: String,
         status: Option<u16>,
     },
+    /// A whole answer is over a bound of ours.
+    ReplyTooLarge {
+        provider: String,
+        bytes_max: usize,
+    },
     UpstreamTimeout {
         provider: String,
         what: &'static str,
@@ -180,6 +185,7 @@ rows! {
     THROTTLED: 429, "rate_limit_error", "upstream_throttled", "retry-after, retry-after-ms", "Every target is throttled; wait as long as `retry-after` says.";
     OVERLOADED: 503, "server_error", "upstream_overloaded", "retry-after, x-lea-upstream-status", "The providers have no room; try again (Anthropic's dialect: status 529).";
     UPSTREAM: 502, "upstream_error", "upstream_error", "x-lea-upstream-status", "The provider failed; try again. The log has the cause under the request id.";
+    REPLY_TOO_LARGE: 502, "upstream_error", "reply_too_large", "", "Ask for less, stream the answer, or raise `limits.reply_max`.";
     UPSTREAM_TIMEOUT: 504, "timeout", "upstream_timeout", "", "The provider was too slow; try again or raise the provider's timeouts.";
     CREDENTIALS: 502, "upstream_error", "upstream_credentials_exhausted", "x-lea-upstream-status", "The provider refuses the gateway's keys; the operator must renew them.";
     NO_UPSTREAM: 503, "upstream_error", "no_healthy_upstream", "retry-after", "Every target's breaker is open; try again shortly.";
@@ -225,6 +231,7 @@ impl Failure {
             Self::Throttled { .. } => row::THROTTLED,
             Self::Overloaded { .. } => row::OVERLOADED,
             Self::Upstream { .. } => row::UPSTREAM,
+            Self::ReplyTooLarge { .. } => row::REPLY_TOO_LARGE,
             Self::UpstreamTimeout { .. } => row::UPSTREAM_TIMEOUT,
             Self::CredentialsExhausted { .. } => row::CREDENTIALS,
             Self::NoHealthyUpstream { .. } => row::NO_UPSTREAM,
@@ -274,13 +281,19 @@ impl Failure {
                 format!("provider `{provider}` filtered the prompt: {}", fault.message)
             }
             Self::UnknownUpstreamModel { provider, model, .. } => {
-                format!("provider `{provider}` does not know model `{model}`")
+                format!(
+                    "provider `{provider}` does not know model `{model}`, or its `base_url` lacks the API's path, such \
+                     as `/v1`"
+                )
             }
             Self::Throttled { provider, .. } => {
                 format!("every target is throttled by its provider, `{provider}` last; try again later")
             }
             Self::Overloaded { provider, .. } => format!("provider `{provider}` is overloaded"),
             Self::Upstream { provider, what, .. } => format!("provider `{provider}` failed: {what}"),
+            Self::ReplyTooLarge { provider, bytes_max } => {
+                format!("the answer of provider `{provider}` is over {bytes_max} bytes, the most that is taken")
+            }
             Self::UpstreamTimeout { provider, what } => format!("provider `{provider}` was too slow: {what}"),
             Self::CredentialsExhausted { provider, .. } => {
                 format!("provider `{provider}` accepts none of the gateway's credentials")
@@ -337,6 +350,19 @@ impl Failure {
         } else {
             None
         }
+    }
+
+    /// Whether it says something against the provider, where it came from one.
+    pub fn blames_provider(&self) -> bool {
+        !matches!(
+            self,
+            Self::Rejected { .. }
+                | Self::ContextLength { .. }
+                | Self::ContentFilter { .. }
+                | Self::Throttled { .. }
+                | Self::CredentialsExhausted { .. }
+                | Self::ReplyTooLarge { .. }
+        )
     }
 
     /// Whether the connection is of no more use: the rest of the request was not read.

@@ -24,6 +24,7 @@ use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use llm::chat::ChatRequest;
 use llm::dialect::{Dialect, StreamOptions};
+use llm::fault::shortened;
 use llm::tokens;
 use semantics::{cacheable, fingerprint};
 use storage::cache::{Key, Scope};
@@ -51,6 +52,9 @@ use crate::supervisor::Tasks;
 
 /// How often a client waits for a call of somebody else that fails before it makes its own, unshared.
 const JOINS_MAX: u32 = 3;
+
+/// Bytes of a model's name. A longer one names nothing, and errors and the log repeat no more of it.
+const MODEL_MAX: usize = 256;
 
 /// What a request sees of the configuration: one consistent whole, published anew by every reload.
 pub struct Published {
@@ -172,7 +176,10 @@ impl Gateway {
             }
             Operation::GetModel(id) => {
                 let models = published.directory.models_for(&principal.key);
-                let model = models.iter().find(|model| model.id == id).ok_or(Failure::UnknownModel { model: id })?;
+                let model = models
+                    .iter()
+                    .find(|model| model.id == id)
+                    .ok_or_else(|| Failure::UnknownModel { model: shown(&id) })?;
                 Ok(Answered::Now(reply::json(models::single(dialect, model))))
             }
             Operation::Chat => {
@@ -245,14 +252,15 @@ impl Gateway {
         headers: HeaderMap,
         record: &mut Record,
     ) -> Result<Chat, Failure> {
-        record.model = Some(request.model.clone());
+        record.model = Some(shown(&request.model));
         record.stream = request.stream;
+        let named = (request.model.len() <= MODEL_MAX).then(|| published.directory.resolve(&request.model)).flatten();
+        // A bare name is allowed as what it stands for, `provider/model`, too.
+        let stands_for = named.as_ref().map_or(request.model.as_str(), |route| &*route.name);
         let _allowed = guard::check(&principal.key.models, &request.model)
-            .map_err(|_refused| Failure::ModelNotAllowed { model: request.model.clone() })?;
-        let route = published
-            .directory
-            .resolve(&request.model)
-            .ok_or_else(|| Failure::UnknownModel { model: request.model.clone() })?;
+            .or_else(|_refused| guard::check(&principal.key.models, stands_for))
+            .map_err(|_refused| Failure::ModelNotAllowed { model: shown(&request.model) })?;
+        let route = named.ok_or_else(|| Failure::UnknownModel { model: shown(&request.model) })?;
         record.route = Some(Arc::clone(&route.label));
         record.route_name = Some(Arc::clone(&route.name));
 
@@ -323,7 +331,7 @@ impl Gateway {
         }
         record.cached = Some(Cached::Bypass);
         record.why_bypassed = Some("shared_calls_failed");
-        let supply = self.direct(&chat);
+        let supply = if drain { self.launch_alone(&chat, policy) } else { self.direct(&chat) };
         reply::answer(chat, supply, record).await
     }
 
@@ -336,6 +344,10 @@ impl Gateway {
             return Err("no_store");
         }
         cacheable::request(&chat.request).map_err(cacheable::Reason::name)?;
+        if chat.headers.keys().any(|name| name.as_str().starts_with("anthropic-beta")) {
+            // It is forwarded and changes the answer.
+            return Err("anthropic_beta");
+        }
         let scope = scope::scope(&chat.principal.key, &chat.route, namespace);
         let key = fingerprint::fingerprint(&self.fingerprint_key, &chat.request, chat.dialect, &chat.route.name);
         Ok((scope, Key(key)))
@@ -456,6 +468,11 @@ async fn answer(
         }
     }
     End::Whole { cost }
+}
+
+/// A model's name as errors and the log repeat it: it may be as long as a body.
+fn shown(model: &str) -> String {
+    shortened(model, MODEL_MAX).to_owned()
 }
 
 /// The part of the cache the caller wants to stay in.

@@ -20,7 +20,7 @@ use llm::{sse, tokens};
 use crate::breaker::{Admission, Verdict};
 use crate::cache::flight::{End, Head, Next, Piece, Reader, Source};
 use crate::ingress::error::Failure;
-use crate::provider::{BodyError, UpstreamBody};
+use crate::provider::{BodyError, Credential, UpstreamBody};
 use crate::quota::{Bill, Charge};
 use crate::supervisor::Tasks;
 
@@ -43,11 +43,11 @@ impl Receipts {
     }
 
     /// The provider refused: nothing is charged.
-    pub fn refused(mut self, verdict: Verdict) {
-        if let Some(charge) = self.charge.take() {
-            self.bill = Some(charge.void());
+    pub fn void(self) -> Option<Admission> {
+        if let Some(charge) = self.charge {
+            let _nothing = charge.void();
         }
-        self.verdict(verdict);
+        self.admission
     }
 
     /// The answer is whole. A provider that does not say what it used is charged as one that was cut.
@@ -59,6 +59,12 @@ impl Receipts {
             });
         }
         self.verdict(Verdict::Success);
+    }
+
+    /// The answer broke off and nobody saw how far it had come: the charge is dropped, which costs the full bound.
+    fn unknown(&mut self, verdict: Verdict) {
+        drop(self.charge.take());
+        self.verdict(verdict);
     }
 
     /// The answer stopped before its end, by whoever's fault `verdict` says.
@@ -93,6 +99,7 @@ fn counts(usage: Usage) -> TokenCounts {
 /// An attempt a provider is answering. Yields its pieces in order; dropped early, the provider is told to stop.
 pub struct Live {
     pub source: Source,
+    credential: Credential,
     body: UpstreamBody,
     receipts: Receipts,
     collector: Collector,
@@ -122,19 +129,25 @@ enum State {
 }
 
 impl Live {
-    pub fn stream(source: Source, body: UpstreamBody, receipts: Receipts) -> Self {
+    pub fn stream(source: Source, credential: Credential, body: UpstreamBody, receipts: Receipts) -> Self {
         let decoder = source.dialect.stream_decoder();
         let kind = Kind::Stream { events: sse::Decoder::new(LINE_MAX), decoder };
-        Self::new(source, body, receipts, kind)
+        Self::new(source, credential, body, receipts, kind)
     }
 
-    pub fn whole(source: Source, body: UpstreamBody, receipts: Receipts, bytes_max: usize) -> Self {
-        Self::new(source, body, receipts, Kind::Whole { buffer: BytesMut::new(), bytes_max })
+    pub fn whole(
+        source: Source,
+        credential: Credential,
+        body: UpstreamBody,
+        receipts: Receipts,
+        bytes_max: usize,
+    ) -> Self {
+        Self::new(source, credential, body, receipts, Kind::Whole { buffer: BytesMut::new(), bytes_max })
     }
 
-    fn new(source: Source, body: UpstreamBody, receipts: Receipts, kind: Kind) -> Self {
-        let collector = Collector::new();
-        Self { source, body, receipts, collector, kind, ready: VecDeque::new(), state: State::Open, failure: None }
+    fn new(source: Source, credential: Credential, body: UpstreamBody, receipts: Receipts, kind: Kind) -> Self {
+        let (collector, ready) = (Collector::new(), VecDeque::new());
+        Self { source, credential, body, receipts, collector, kind, ready, state: State::Open, failure: None }
     }
 
     /// What it cost; known once the answer has ended.
@@ -185,8 +198,18 @@ impl Live {
 
     /// The provider took too long over its first content.
     pub fn give_up(&mut self) {
-        self.receipts.cut(self.collector.usage(), self.collector.output_bytes(), Verdict::Failure);
+        self.close(Verdict::Failure);
+    }
+
+    /// Ends the attempt before its end. Of an answer that comes whole nothing was seen until all of it was there, so
+    /// what the provider had written by then is not known.
+    fn close(&mut self, verdict: Verdict) {
         self.state = State::Ended;
+        let seen = self.collector.output_bytes();
+        match &self.kind {
+            Kind::Whole { .. } if seen == 0 => self.receipts.unknown(verdict),
+            Kind::Whole { .. } | Kind::Stream { .. } => self.receipts.cut(self.collector.usage(), seen, verdict),
+        }
     }
 
     /// Reads on: more is ready then, or the answer has ended.
@@ -202,7 +225,9 @@ impl Live {
             }
         };
         if let Err(failure) = step {
-            self.give_up();
+            // What the request itself is to blame for, or our own bound, says nothing against the provider.
+            let blamed = failure.blames_provider();
+            self.close(if blamed { Verdict::Failure } else { Verdict::Neutral });
             self.failure = Some(failure);
         }
     }
@@ -211,8 +236,8 @@ impl Live {
         match &mut self.kind {
             Kind::Whole { buffer, bytes_max } => {
                 if buffer.len() + chunk.len() > *bytes_max {
-                    let what = format!("its answer is over {bytes_max} bytes");
-                    return Err(Failure::Upstream { provider: self.provider(), what, status: None });
+                    let bytes_max = *bytes_max;
+                    return Err(Failure::ReplyTooLarge { provider: self.provider(), bytes_max });
                 }
                 buffer.extend_from_slice(&chunk);
                 Ok(())
@@ -260,6 +285,10 @@ impl Live {
                 for delta in transcode::deltas_of(&reply) {
                     self.collector.add(&delta);
                 }
+                if !self.collector.whole() {
+                    let what = "the answer has no finish reason".to_owned();
+                    return Err(Failure::Cut { provider: self.provider(), what });
+                }
                 self.receipts.settle(reply.usage, self.collector.output_bytes());
                 self.ready.push_back(Piece::Whole { body, reply: Arc::new(reply) });
             }
@@ -275,7 +304,8 @@ impl Live {
         Ok(())
     }
 
-    fn fault(&self, fault: Fault) -> Failure {
+    fn fault(&self, mut fault: Fault) -> Failure {
+        self.credential.strike_from(&mut fault);
         let provider = self.provider();
         match fault.kind {
             FaultKind::Malformed => Failure::Upstream { provider, what: fault.message, status: fault.status },
@@ -283,11 +313,13 @@ impl Live {
             FaultKind::Overloaded => Failure::Overloaded { provider, status: fault.status },
             FaultKind::Timeout => Failure::UpstreamTimeout { provider, what: "it gave up waiting" },
             FaultKind::Credential => Failure::CredentialsExhausted { provider, status: fault.status },
-            FaultKind::Server
-            | FaultKind::ContextLength
-            | FaultKind::ContentFilter
-            | FaultKind::NotFound
-            | FaultKind::BadRequest => Failure::Cut { provider, what: fault.message },
+            FaultKind::ContextLength => Failure::ContextLength { provider, fault: Box::new(fault) },
+            FaultKind::ContentFilter => Failure::ContentFilter { provider, fault: Box::new(fault) },
+            FaultKind::BadRequest => Failure::Rejected { provider, fault: Box::new(fault) },
+            FaultKind::Server | FaultKind::NotFound => match self.kind {
+                Kind::Whole { .. } => Failure::Upstream { provider, what: fault.message, status: fault.status },
+                Kind::Stream { .. } => Failure::Cut { provider, what: fault.message },
+            },
         }
     }
 
@@ -298,7 +330,7 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.receipts.cut(self.collector.usage(), self.collector.output_bytes(), Verdict::Neutral);
+        self.close(Verdict::Neutral);
     }
 }
 
@@ -403,9 +435,18 @@ impl Supply {
     /// Who answers, once a provider has given a head.
     pub fn source(&self) -> Option<Source> {
         match self {
-            Self::Pending(_attempts, head) => head.lock().clone(),
+            Self::Pending(_attempts, head) => head.lock().answers.clone(),
             Self::Live(live) => Some(live.source.clone()),
             Self::Flight(reader, ..) => reader.source(),
+        }
+    }
+
+    /// The last provider that was called, whatever came of it.
+    pub fn asked(&self) -> Option<Source> {
+        match self {
+            Self::Pending(_attempts, head) => head.lock().asked.clone(),
+            Self::Live(live) => Some(live.source.clone()),
+            Self::Flight(reader, ..) => reader.asked(),
         }
     }
 
@@ -534,7 +575,7 @@ pub async fn gather(
         };
         match piece {
             Piece::Whole { body, reply } => {
-                let body = if from == to { body } else { Bytes::from(to.encode_reply(&reply, &reply.model)) };
+                let body = if from == to { body } else { encoded(to, &reply) };
                 gathered = Some(Gathered { body, usage: reply.usage });
             }
             Piece::Event { deltas, .. } => deltas.iter().for_each(|delta| collector.add(delta)),
@@ -542,6 +583,15 @@ pub async fn gather(
     }
     Ok(gathered.unwrap_or_else(|| {
         let reply = collector.into_reply();
-        Gathered { body: Bytes::from(to.encode_reply(&reply, &reply.model)), usage: reply.usage }
+        Gathered { body: encoded(to, &reply), usage: reply.usage }
     }))
+}
+
+/// A whole answer in a dialect. One that came without the time it was made was made now.
+pub fn encoded(to: Dialect, reply: &ChatReply) -> Bytes {
+    if reply.created.is_some() {
+        return Bytes::from(to.encode_reply(reply, &reply.model));
+    }
+    let dated = ChatReply { created: Some(clock::since_epoch().as_secs()), ..reply.clone() };
+    Bytes::from(to.encode_reply(&dated, &dated.model))
 }

@@ -320,20 +320,24 @@ pub enum BodyError {
 pub struct UpstreamBody {
     incoming: Incoming,
     idle: Duration,
+    /// When the silence that somebody waits in has lasted too long. Kept when the wait is given up and taken up again.
+    silent_until: Option<Instant>,
     _open: Open,
 }
 
 impl UpstreamBody {
     pub(super) fn new(incoming: Incoming, idle: Duration, open: Open) -> Self {
-        Self { incoming, idle, _open: open }
+        Self { incoming, idle, silent_until: None, _open: open }
     }
 
     /// The next piece as it came, never empty; `None` at the end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyError> {
         let within = self.idle;
         loop {
-            let frame = tokio::time::timeout(within, self.incoming.frame()).await;
+            let until = *self.silent_until.get_or_insert_with(|| cluster::clock::now() + within);
+            let frame = tokio::time::timeout_at(until.into(), self.incoming.frame()).await;
             let Some(frame) = frame.map_err(|_elapsed| BodyError::Idle { within })? else { return Ok(None) };
+            self.silent_until = None;
             match frame.map_err(|cause| BodyError::Broken { cause })?.into_data() {
                 Ok(data) if !data.is_empty() => return Ok(Some(data)),
                 // Nothing, or trailers, which no provider uses to say anything.

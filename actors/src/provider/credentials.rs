@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use llm::dialect::Dialect;
+use llm::fault::Fault;
 use parking_lot::Mutex;
 
 /// How long a refused credential is left out before it is tried again: long enough not to spoil requests with it,
@@ -84,6 +85,16 @@ impl Credential {
         let mut flagged = self.slot.flagged.lock();
         if flagged.is_none_or(|(_, standing)| standing < until) {
             *flagged = Some((flag, until));
+        }
+    }
+
+    /// Takes the secret out of what the provider said: some repeat the request's headers in their errors.
+    pub fn strike_from(&self, fault: &mut Fault) {
+        let Some(Secret(secret)) = &self.slot.secret else { return };
+        for text in std::iter::once(&mut fault.message).chain(&mut fault.param) {
+            if text.contains(&**secret) {
+                *text = text.replace(&**secret, "***");
+            }
         }
     }
 
@@ -312,5 +323,15 @@ mod tests {
         );
 
         assert!(!printed.contains("sk-very-secret"), "{printed}");
+    }
+    #[test]
+    fn a_secret_the_provider_repeats_is_struck_out() {
+        let credential = credentials(&["sk-very-secret"]).pick(&[], cluster::clock::now()).unwrap();
+        let mut fault = Fault::malformed("`Bearer sk-very-secret` twice: sk-very-secret");
+        fault.param = Some("sk-very-secret".to_owned());
+
+        credential.strike_from(&mut fault);
+
+        assert_eq!((fault.message.as_str(), fault.param.as_deref()), ("`Bearer ***` twice: ***", Some("***")));
     }
 }

@@ -36,6 +36,9 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a throttled provider is left alone where it does not say.
 const THROTTLED_REST: Duration = Duration::from_secs(1);
 
+/// The longest a provider is left alone for its `retry-after`: some say a date where seconds are meant.
+const THROTTLED_REST_MAX: Duration = Duration::from_mins(10);
+
 /// What the bound of an answer is where nobody says.
 const OUTPUT_MAX: u64 = 128 * 1024;
 
@@ -151,9 +154,11 @@ impl Attempts {
             body: Bytes::from(splice::splice(self.from, &self.raw, &change)),
             headers: &self.headers,
             stream: false,
-            head_by: self.deadline.min(clock::now() + provider.timeouts.first_token),
+            head_by: clock::now() + provider.timeouts.first_token,
         };
-        match self.gateway.providers.call(call, reservation, admission).await {
+        // The client's own haste is no fault of the provider: dropped, the call says nothing about it.
+        let called = self.gateway.providers.call(call, reservation, admission);
+        match tokio::time::timeout_at(self.deadline.into(), called).await.ok()? {
             Outcome::Head { response, charge, admission } => {
                 charge.void();
                 let counted = response.status() == StatusCode::OK;
@@ -162,9 +167,10 @@ impl Attempts {
                 let body = tokio::time::timeout(ERROR_BODY_TIMEOUT, read).await.ok()?.ok()?;
                 counted.then_some(body)
             }
-            Outcome::Failed { charge, admission, .. } => {
+            Outcome::Failed { error, charge, admission } => {
                 charge.void();
-                admission.finish(Verdict::Failure, clock::now());
+                let verdict = if error.blames_provider() { Verdict::Failure } else { Verdict::Neutral };
+                admission.finish(verdict, clock::now());
                 None
             }
         }
@@ -265,6 +271,7 @@ impl Attempts {
             attempts: self.made,
             cap: self.cap(vendor),
         };
+        self.head.lock().asked = Some(source.clone());
         let first_by = self.first_content_by(provider);
         let call = Call {
             provider,
@@ -287,6 +294,7 @@ impl Attempts {
                 }
                 let verdict = if error.blames_provider() { Verdict::Failure } else { Verdict::Neutral };
                 admission.finish(verdict, clock::now());
+                warn!(request_id = %self.request_id, provider = %provider.name, cause = causes(&error), "call failed");
                 Err(failed_call(&source, &error))
             }
         }
@@ -370,11 +378,11 @@ impl Attempts {
         let streams = is_event_stream(response.headers());
         let body = response.into_body();
         let mut live = if streams {
-            Live::stream(source.clone(), body, receipts)
+            Live::stream(source.clone(), credential.clone(), body, receipts)
         } else {
-            Live::whole(source.clone(), body, receipts, self.gateway.reply_max())
+            Live::whole(source.clone(), credential.clone(), body, receipts, self.gateway.reply_max())
         };
-        *self.head.lock() = Some(source.clone());
+        self.head.lock().answers = Some(source.clone());
         match tokio::time::timeout_at(first_by.into(), live.until_content()).await {
             Ok(Ok(())) => Ok(live),
             Ok(Err(failure)) => {
@@ -400,14 +408,17 @@ impl Attempts {
         receipts: Receipts,
     ) -> Failed {
         let status = response.status();
-        let retry_after = retry_after(response.headers());
+        let retry_after = retry_after(response.headers()).map(|wait| wait.min(THROTTLED_REST_MAX));
+        // Nothing is charged for a refusal, however long its page takes.
+        let admission = receipts.void();
         let mut body = response.into_body();
         let page = tokio::time::timeout(ERROR_BODY_TIMEOUT, body.up_to(ERROR_BODY_MAX)).await.unwrap_or_default();
-        let fault = if status.is_client_error() || status.is_server_error() {
+        let mut fault = if status.is_client_error() || status.is_server_error() {
             source.dialect.decode_error(status.as_u16(), &page)
         } else {
             unexpected(status)
         };
+        credential.strike_from(&mut fault);
         let now = clock::now();
         let verdict = match fault.kind {
             FaultKind::Throttled => {
@@ -429,7 +440,9 @@ impl Attempts {
                 Verdict::Success
             }
         };
-        receipts.refused(verdict);
+        if let Some(admission) = admission {
+            admission.finish(verdict, now);
+        }
         told(source, fault, retry_after)
     }
 }
@@ -453,6 +466,17 @@ fn images(request: &ChatRequest) -> u64 {
         | Block::Other { .. } => 0,
     });
     u64::try_from(count.sum::<usize>()).unwrap_or(u64::MAX)
+}
+
+/// An error with all its causes: an address, what the system said.
+fn causes(error: &CallError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// The path of the chat operation, below the provider's base URL.
@@ -532,6 +556,9 @@ fn class_of(failure: &Failure) -> FailureClass {
         "upstream_throttled" => FailureClass::Throttled,
         "upstream_overloaded" => FailureClass::Overloaded,
         "upstream_timeout" => FailureClass::Timeout,
+        "context_length_exceeded" => FailureClass::ContextLength,
+        "upstream_rejected" | "content_filter" | "reply_too_large" => FailureClass::BadRequest,
+        "upstream_credentials_exhausted" => FailureClass::Credential,
         _ => FailureClass::Malformed,
     }
 }

@@ -42,7 +42,7 @@ pub async fn begin(mut supply: Supply, deadline: Instant, record: &mut Record) -
                 break Ok(Begun { supply, first, source });
             }
             Ok(Err(failure)) => {
-                source = supply.source();
+                source = supply.asked();
                 break Err(failure);
             }
             Err(_elapsed) if left <= PING_EVERY => {
@@ -107,7 +107,7 @@ pub fn hit(chat: &Chat, answer: &Answer, age: Duration, record: &mut Record) -> 
         if form.stream {
             event_stream(Body::from(replayed(form, reply)))
         } else {
-            json(Bytes::from(form.dialect.encode_reply(&reply, &reply.model)))
+            json(relay::encoded(form.dialect, &reply))
         }
     };
     record.source = Some(Source {
@@ -316,6 +316,10 @@ pub fn failed_headers(response: &mut Response<Body>, record: &Record) {
     }
     if let Some(route) = &record.route_name {
         text_header(response.headers_mut(), "x-lea-route", route);
+    }
+    if let Some(source) = &record.source {
+        let value = HeaderValue::from(source.attempts);
+        response.headers_mut().insert(HeaderName::from_static("x-lea-attempts"), value);
     }
 }
 

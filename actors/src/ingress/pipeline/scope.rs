@@ -23,6 +23,15 @@ pub fn scope(key: &Key, route: &Route, namespace: Option<&str>) -> Scope {
         hasher.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
         hasher.update(part);
     }
+    // What the route leads to and keeps is part of it: an answer of a target that was replaced is not found any more.
+    for target in &route.targets {
+        for part in [target.provider.as_bytes(), target.model.as_bytes()] {
+            hasher.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hasher.update(part);
+        }
+    }
+    hasher.update(&route.cache.ttl.as_nanos().to_le_bytes());
+    hasher.update(&[u8::from(route.cache.tool_calls)]);
     let mut scope = [0; 16];
     hasher.finalize_xof().fill(&mut scope);
     Scope(scope)
