@@ -7,6 +7,8 @@ mod cache;
 mod chat;
 mod keys;
 mod lifecycle;
+mod observe;
 mod routing;
 mod streaming;
 mod tidy;
+mod tls;
