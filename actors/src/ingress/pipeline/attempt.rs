@@ -332,7 +332,7 @@ impl Attempts {
     fn account(&self, provider: &Provider) -> Account {
         Account {
             tenant: Arc::clone(&self.tenant),
-            provider: Arc::clone(&provider.label),
+            provider: Arc::clone(&provider.name),
             route: Arc::clone(&self.route.label),
         }
     }
