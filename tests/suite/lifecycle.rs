@@ -1,5 +1,7 @@
 //! A node from its first line to its last: it starts or says why not, follows its file, and leaves without breaking what runs.
 
+#![expect(clippy::expect_used, reason = "helpers end the test where something failed")]
+
 use std::path::PathBuf;
 
 use harness::{Client, Events as _, FakeProvider, Finished, TestNode, binary, eventually, run};

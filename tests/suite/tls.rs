@@ -1,5 +1,7 @@
 //! The API over TLS, in either version of HTTP.
 
+#![expect(clippy::expect_used, reason = "helpers end the test where something failed")]
+
 use std::sync::Arc;
 
 use harness::{FakeProvider, TestNode, binary};
@@ -79,12 +81,14 @@ async fn http2_is_preferred_and_spoken_over_tls() {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
 
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
-    let driving = tokio::spawn(connection);
     let request = http::Request::get("https://localhost/v1/models").body(()).unwrap();
-    let answer = client.send_request(request, true).unwrap().0.await.unwrap();
+    let (answer, _body) = client.send_request(request, true).unwrap();
+    let answer = tokio::select! {
+        answer = answer => answer.unwrap(),
+        ended = connection => panic!("the connection ended first: {ended:?}"),
+    };
 
     assert_eq!(answer.status(), 200);
-    driving.abort();
 }
 
 #[tokio::test]
