@@ -21,6 +21,7 @@
 )]
 
 mod client;
+mod failure;
 mod metrics;
 mod node;
 mod process;
@@ -31,11 +32,12 @@ mod sse;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Reply, Streamed};
+pub use failure::{Api, Told};
 pub use metrics::Metrics;
 pub use node::{TestNode, TestNodeBuilder};
 pub use process::{Finished, Process, run};
 pub use provider::{Bill, Charge, FakeProvider, FakeProviderBuilder, Seen, Sum};
-pub use raw::RawConnection;
+pub use raw::{Afterwards, RawConnection, RawProvider};
 pub use sse::{Event, Events};
 
 /// How long anything may take. Far more than it takes on a busy machine, so that reaching it means it never happens.
