@@ -71,7 +71,10 @@ async fn a_hang_up_signal_puts_the_changed_file_in_force() {
     assert_eq!(status_of(&node.as_key(OLD)).await, 401);
     let seen = provider.requests().await;
     assert_eq!(seen.last().unwrap().key, "key-changed", "the provider's key changed with it");
-    assert!(node.metrics().await.count("lea_config_reloads_total", &[("outcome", "applied")]) >= 1.0);
+    harness::eventually("the reload is counted", async || {
+        node.metrics().await.count("lea_config_reloads_total", &[("outcome", "applied")]) >= 1.0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -117,7 +120,10 @@ async fn a_bad_file_is_refused_whole_and_the_old_one_stays() {
     assert!(about("path=routes.support.targets[0]").contains("line=6"), "{printed}");
     assert!(about("path=keyz").contains("line=7"), "{printed}");
     assert!(about("path=keyz").contains("config.yaml"), "{printed}");
-    assert!(node.metrics().await.count("lea_config_reloads_total", &[("outcome", "refused")]) >= 1.0);
+    harness::eventually("the reload is counted", async || {
+        node.metrics().await.count("lea_config_reloads_total", &[("outcome", "refused")]) >= 1.0
+    })
+    .await;
 
     node.write_config(CHANGED);
     node.reload();

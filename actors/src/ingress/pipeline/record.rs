@@ -71,6 +71,8 @@ pub struct Record {
     pub turn: Option<Turn>,
     pub standing: Option<Standing>,
     outcome: Option<Outcome>,
+    /// Why it failed, in the words of the error.
+    cause: Option<String>,
     /// Until the first byte of the answer was ready.
     head: Option<Duration>,
 }
@@ -97,6 +99,7 @@ impl Record {
             turn: None,
             standing: None,
             outcome: None,
+            cause: None,
             head: None,
         }
     }
@@ -114,17 +117,12 @@ impl Record {
 
     pub fn failed(&mut self, failure: &Failure, status: u16) {
         self.outcome = Some(Outcome::Failed { case: failure.row().case, status });
-        self.complain(failure);
+        self.cause = Some(failure.message());
     }
 
     pub fn cut(&mut self, failure: &Failure) {
         self.outcome = Some(Outcome::Cut { case: failure.row().case });
-        self.complain(failure);
-    }
-
-    /// The cause, for whoever looks for the request id.
-    fn complain(&self, failure: &Failure) {
-        info!(request_id = %self.request_id, case = failure.row().case, cause = failure.message(), "request failed");
+        self.cause = Some(failure.message());
     }
 
     fn status(&self) -> (u16, &'static str) {
@@ -194,7 +192,9 @@ impl Record {
             output_tokens = usage.output,
             cost = %self.cost.unwrap_or_default(),
             took_ms = took.as_secs_f64() * 1e3,
-            "request"
+            cause = self.cause.as_deref().unwrap_or(""),
+            "{}",
+            if self.cause.is_some() { "request failed" } else { "request" }
         );
     }
 }
