@@ -166,6 +166,9 @@ pub enum Message {
     Resize { bytes_max: u64, place: Place },
     /// Time to measure.
     Measure,
+    /// A defect, for the test of what one costs: nothing else here can panic.
+    #[cfg(test)]
+    Panic,
 }
 
 /// Behaviour. Everything that changes is in [`Owned`].
@@ -214,7 +217,12 @@ impl Actor for CacheShard {
                 }
             }
             Message::Measure => owned.measure(),
+            #[cfg(test)]
+            Message::Panic => panic!("as ordered"),
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
