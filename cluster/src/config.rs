@@ -29,6 +29,9 @@ const STALE_MIN: Duration = Duration::from_secs(2);
 /// A longer one would keep a revoked key alive on a cut-off node for as long.
 const STALE_MAX: Duration = Duration::from_hours(1);
 
+/// Of a name in DNS.
+const HOST_BYTES_MAX: usize = 253;
+
 const GOSSIP_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// With a longer one, a dead node is taken for a living one for minutes.
@@ -286,13 +289,11 @@ pub fn host_of(address: &str) -> Option<&str> {
     let (host, port) = address.rsplit_once(':')?;
     let port_is_one = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host_is_one = match bracketed {
-        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-            !host.is_empty() && host.len() <= 253 && host.bytes().all(letter)
-        }
-    };
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let host_is_one = bracketed.map_or_else(
+        || !host.is_empty() && host.len() <= HOST_BYTES_MAX && host.bytes().all(letter),
+        |inner| inner.parse::<std::net::Ipv6Addr>().is_ok(),
+    );
     (port_is_one && host_is_one).then(|| bracketed.unwrap_or(host))
 }
 

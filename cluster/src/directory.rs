@@ -6,12 +6,14 @@
 pub mod available;
 mod catalog;
 pub mod key;
+pub mod kind;
 pub mod model;
 pub mod pattern;
 pub mod price;
 pub mod problems;
 pub mod provider;
 pub mod resources;
+pub mod role;
 pub mod route;
 pub mod secret;
 pub mod tenant;

@@ -49,6 +49,25 @@ pub enum LoadError {
 
 /// Reads and checks the file. Changes nothing; blocks on the disk.
 pub fn load(path: &FilePath, lookup: Lookup<'_>) -> Result<Loaded, LoadError> {
+    let mut loaded = read(&path.display().to_string(), &bytes_of(path)?, lookup)?;
+    loaded.files.push(path.to_owned());
+    Ok(loaded)
+}
+
+/// This node's sections as far as they can be read, without the resources, and without looking up a secret: enough to
+/// find the node on its machine.
+pub fn glance(path: &FilePath, lookup: Lookup<'_>) -> Result<Config, LoadError> {
+    let name = path.display().to_string();
+    let bytes = bytes_of(path)?;
+    let text = std::str::from_utf8(&bytes);
+    let text = text.map_err(|error| Report::new(&name, vec![not_utf8(&bytes, error.valid_up_to())]))?;
+    let tree = parse(text).map_err(|problems| Report::new(&name, problems))?;
+    let Fitted { json, problems, complaints, left_out, .. } = fit(&tree, &schema(), lookup);
+    let mut findings = Findings { tree: &tree, problems, complaints, left_out, told: Vec::new() };
+    Ok(findings.deserialize(&mut split(json).0))
+}
+
+fn bytes_of(path: &FilePath) -> Result<Vec<u8>, LoadError> {
     let unreadable = |cause| LoadError::Unreadable { path: path.to_owned(), cause };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
@@ -56,10 +75,7 @@ pub fn load(path: &FilePath, lookup: Lookup<'_>) -> Result<Loaded, LoadError> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(LoadError::TooLarge { path: path.to_owned() });
     }
-    let name = path.display().to_string();
-    let mut loaded = read(&name, &bytes, lookup)?;
-    loaded.files.push(path.to_owned());
-    Ok(loaded)
+    Ok(bytes)
 }
 
 /// As [`load`], from bytes. `name` is what the report calls them.
@@ -501,6 +517,20 @@ keys:
         std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX + 1]).unwrap();
 
         assert!(matches!(load(&path, &lookup), Err(LoadError::TooLarge { .. })));
+    }
+
+    /// Whoever only looks for the node need not have the secrets that the node has.
+    #[test]
+    fn a_glance_finds_the_node_without_its_secrets() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("g.yaml");
+        std::fs::write(&path, MEMBER.replace("CLUSTER_SECRET", "ABSENT")).unwrap();
+
+        let config = glance(&path, &lookup).unwrap();
+
+        assert_eq!(config.node.data_dir.as_deref(), Some(FilePath::new("/var/lib/llm-edge-agent")));
+        assert_eq!(config.listen.admin.to_string(), "127.0.0.1:8081");
+        assert!(load(&path, &lookup).is_err());
     }
 
     #[test]
