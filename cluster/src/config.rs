@@ -227,7 +227,7 @@ impl ClusterConfig {
         }
         let Some(advertised) = self.advertised(node_name, peer) else {
             let advice = "say under which `host:port` the others reach this node";
-            return problems.add("", format!("lacks `advertise`, and `listen.peer` is {peer}; {advice}"));
+            return problems.add("advertise", format!("is missing, and `listen.peer` is {peer}; {advice}"));
         };
         let elsewhere = host_of(&advertised).is_some_and(|host| !is_loopback(host));
         if peer.ip().is_loopback() && elsewhere {
@@ -398,7 +398,7 @@ mod tests {
         assert!(
             problems("{ secret: s, advertise: 'x:1' }")[0].starts_with("advertise: others reach this node as `x:1`")
         );
-        assert!(problems_at("{ secret: s, join: ['x:1'] }", "0.0.0.0:7947")[0].contains("lacks `advertise`"));
+        assert!(problems_at("{ secret: s, join: ['x:1'] }", "0.0.0.0:7947")[0].starts_with("advertise: is missing, and `listen.peer` is 0"));
         let config = ClusterConfig::default();
         assert_eq!(config.advertised("edge-0", PEER.parse().unwrap()).as_deref(), Some(PEER));
         assert_eq!(config.advertised("edge-0", "[::]:7947".parse().unwrap()), None);
