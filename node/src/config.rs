@@ -66,9 +66,6 @@ pub struct Config {
     budgets: Later,
     #[serde(skip_serializing)]
     #[schemars(skip)]
-    roles: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
     guards: Later,
     #[serde(skip_serializing)]
     #[schemars(skip)]

@@ -23,8 +23,7 @@ impl Config {
     }
 
     fn check_later(&self, problems: &mut Problems) {
-        let later: [(&str, Later); 4] =
-            [("budgets", self.budgets), ("roles", self.roles), ("guards", self.guards), ("cluster", self.cluster)];
+        let later: [(&str, Later); 3] = [("budgets", self.budgets), ("guards", self.guards), ("cluster", self.cluster)];
         for (name, later) in later {
             later.check(name, problems);
         }
