@@ -14,6 +14,7 @@ pub mod key_text;
 mod keys;
 mod members;
 pub mod openapi;
+pub mod register;
 mod resources;
 pub mod status;
 

@@ -6,6 +6,7 @@
 use super::access::{Operator, Scope};
 use super::status::cluster::ClusterStatus;
 use cluster::directory::kind::{Kind, Origin};
+pub use cluster::register::{Expected, KeyRef};
 use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,21 +76,6 @@ pub enum Change {
         name: String,
         off: bool,
     },
-}
-
-/// What must be there for a change to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
-    Any,
-    Absent,
-    Version(u64),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyRef {
-    Name(String),
-    /// `b3:…`: for a key whose name nobody knows any more.
-    Hash(String),
 }
 
 /// Who wants a change, and how long to wait.

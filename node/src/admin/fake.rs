@@ -7,6 +7,7 @@ use super::control::{
 };
 use super::status::cluster::ClusterStatus;
 use super::status::cluster::tests::cluster;
+use cluster::directory::key::KeyHash;
 use cluster::directory::kind::{Kind, Origin};
 use cluster::directory::role::Grant;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -32,6 +33,11 @@ struct State {
     fresh: bool,
 }
 
+/// Of a key with this text.
+pub fn hash(text: &str) -> String {
+    KeyHash::of(text).to_text()
+}
+
 fn granted(grant: Grant, tenants: &[&str]) -> Granted {
     Granted { grant, tenants: tenants.iter().map(ToString::to_string).collect() }
 }
@@ -50,9 +56,9 @@ impl FakeCluster {
         fake.put(Kind::Tenants, "acme", json!({ "teams": { "support": {} } }), Origin::Api);
         fake.put(Kind::Tenants, "filed", json!({}), Origin::File);
         fake.put(Kind::Providers, "openai", json!({ "api_key": "${OPENAI_API_KEY}" }), Origin::File);
-        fake.put(Kind::Keys, "web", json!({ "tenant": "acme", "hash": "b3:web" }), Origin::Api);
-        fake.put(Kind::Keys, "other", json!({ "tenant": "beta", "hash": "b3:other" }), Origin::Api);
-        fake.put(Kind::Keys, "root", json!({ "roles": ["admin"], "hash": "b3:root" }), Origin::Api);
+        fake.put(Kind::Keys, "web", json!({ "tenant": "acme", "hash": hash("web") }), Origin::Api);
+        fake.put(Kind::Keys, "other", json!({ "tenant": "beta", "hash": hash("other") }), Origin::Api);
+        fake.put(Kind::Keys, "root", json!({ "roles": ["admin"], "hash": hash("root") }), Origin::Api);
         fake
     }
 
@@ -114,7 +120,7 @@ impl State {
                     *kind == Kind::Keys
                         && match &key {
                             KeyRef::Name(wanted) => name == wanted,
-                            KeyRef::Hash(wanted) => stored.spec["hash"] == *wanted,
+                            KeyRef::Hash(wanted) => stored.spec["hash"] == wanted.to_text(),
                         }
                 });
                 let (_, stored) = found.ok_or(ChangeError::NotFound)?;
@@ -143,6 +149,8 @@ impl State {
         let current = stored.map(|stored| stored.version);
         match (expected, current) {
             (Expected::Absent, Some(current)) => Err(ChangeError::Exists { current }),
+            // As the register says it.
+            (Expected::Version(_), None) => Err(ChangeError::NotFound),
             (Expected::Version(wanted), current) if current != Some(wanted) => Err(ChangeError::Changed { current }),
             (Expected::Any | Expected::Absent | Expected::Version(_), _) => Ok(()),
         }

@@ -74,12 +74,12 @@ pub async fn revoke(control: &dyn Control, call: &Call, key: String) -> Result<A
 /// Whoever may revoke everything names the key, and the cluster finds it. Anyone else's right is judged by what the key
 /// is here and now, and it is that key, by its hash, that is revoked.
 fn reference(control: &dyn Control, call: &Call, key: &str) -> Result<KeyRef, ApiError> {
-    let by_hash = KeyHash::parse(key).is_some();
+    let hash = KeyHash::parse(key);
     if call.operator.scope(Grant::Admin) == Some(Scope::Everything) {
-        return Ok(if by_hash { KeyRef::Hash(key.to_owned()) } else { KeyRef::Name(key.to_owned()) });
+        return Ok(hash.map_or_else(|| KeyRef::Name(key.to_owned()), KeyRef::Hash));
     }
     let scope = call.scope(Grant::Operator)?;
-    if by_hash {
+    if hash.is_some() {
         return Err(ApiError::Forbidden(Grant::Admin));
     }
     let stored = control.get(Kind::Keys, key).filter(|stored| scope.covers_stored(Kind::Keys, stored));
@@ -87,6 +87,6 @@ fn reference(control: &dyn Control, call: &Call, key: &str) -> Result<KeyRef, Ap
     if has_roles(&stored.spec) {
         return Err(ApiError::Forbidden(Grant::Admin));
     }
-    let hash = stored.spec.get("hash").and_then(Json::as_str);
-    Ok(hash.map_or_else(|| KeyRef::Name(key.to_owned()), |hash| KeyRef::Hash(hash.to_owned())))
+    let hash = stored.spec.get("hash").and_then(Json::as_str).and_then(KeyHash::parse);
+    hash.map(KeyRef::Hash).ok_or(ApiError::NotFound)
 }

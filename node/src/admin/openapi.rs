@@ -14,7 +14,7 @@ use cluster::directory::price::PriceSpec;
 use cluster::directory::provider::ProviderSpec;
 use cluster::directory::role::RoleSpec;
 use cluster::directory::route::RouteSpec;
-use cluster::directory::tenant::TenantSpec;
+use cluster::directory::tenant::{TeamSpec, TenantSpec};
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value as Json, json};
@@ -23,9 +23,6 @@ const ABOUT: &str = "Keys, tenants, providers and what else the nodes of a clust
     node answers. Reading is of the copy of the node asked, which is behind by milliseconds. A change returns when it is \
     in force; one that takes something away (a key, a provider), when no node acts as before any more. Every answer has \
     an `x-request-id`, and every change a line in the audit with it. Names in paths are percent-encoded.";
-
-/// Where a team has no type of its own yet to be described by, it is described here.
-const TEAM: &str = "A part of a tenant. Its version is its tenant's.";
 
 pub fn document() -> Json {
     let mut generator = SchemaSettings::draft2020_12()
@@ -40,7 +37,7 @@ pub fn document() -> Json {
         let spec = spec_of(kind, &mut generator);
         kind_paths(kind, &spec, &mut paths);
     }
-    team_paths(&mut paths);
+    team_paths(&mut generator, &mut paths);
     key_paths(&mut paths);
     provider_paths(&mut paths);
     cluster_paths(&mut generator, &mut paths);
@@ -162,7 +159,8 @@ fn kind_paths(kind: Kind, spec: &Json, paths: &mut Map<String, Json>) {
     paths.insert(format!("/admin/v1/{plural}/{{name}}"), item);
 }
 
-fn team_paths(paths: &mut Map<String, Json>) {
+fn team_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) {
+    let spec = generator.subschema_for::<TeamSpec>().to_value();
     let list = operation("teams", "list_teams", "List the teams of a tenant")
         .parameters(&["limit", "after"])
         .answers(200, "Ordered by name.", &reference("TeamList"))
@@ -174,7 +172,7 @@ fn team_paths(paths: &mut Map<String, Json>) {
         .also(404, "NotFound");
     let put = operation("teams", "put_team", "Make a team, or replace it")
         .parameters(&["wait", "ifMatch", "ifNoneMatch"])
-        .takes(&reference("TeamBody"))
+        .takes(&spec)
         .answers(200, "It was replaced.", &reference("TeamChanged"))
         .answers(201, "It was made.", &reference("TeamChanged"))
         .also(404, "NotFound")
@@ -386,15 +384,9 @@ fn shared_schemas(generator: &mut SchemaGenerator, schemas: &mut Map<String, Jso
         let shown = resource(&spec_of(kind, generator), &extra);
         with_its_answers(name, shown, &waited, schemas);
     }
-    let body = json!({
-        "description": TEAM,
-        "type": "object",
-        "properties": { "description": { "type": ["string", "null"], "description": "For people; nothing depends on it." } },
-        "additionalProperties": false,
-    });
-    schemas.insert("TeamBody".to_owned(), body);
+    let team = generator.subschema_for::<TeamSpec>().to_value();
     let tenant = json!({ "tenant": { "type": "string" } });
-    with_its_answers("Team", resource(&reference("TeamBody"), &tenant), &waited, schemas);
+    with_its_answers("Team", resource(&team, &tenant), &waited, schemas);
     key_schemas(&waited, schemas);
     let done = json!({ "name": { "type": "string" }, "version": version(), "waited": waited });
     schemas.insert("Done".to_owned(), object(&done, &["name", "version", "waited"]));

@@ -162,6 +162,10 @@ pub fn failed(call: &Call, error: ChangeError) -> ApiError {
     if let ChangeError::Changed { current } = error {
         return ApiError::Precondition { current };
     }
+    let must_exist = matches!(call.precondition, Precondition::Version(_) | Precondition::Present);
+    if must_exist && error == ChangeError::NotFound {
+        return ApiError::Precondition { current: None };
+    }
     error.into()
 }
 

@@ -371,7 +371,7 @@ providers: { openai: { api_key: none } }
         let bare = MEMBER.replace("resources_revision: 7\nproviders: { openai: { api_key: none } }\n", "");
         assert!(loaded(&bare).config.resources_revision.is_none(), "it takes what the cluster has");
         loaded(
-            "node: { data_dir: /x }\ncluster: { secret: \"${CLUSTER_SECRET}\" }\nproviders: { openai: { api_key: none } }\n",
+            "node: { data_dir: /x }\ncluster: { secret: \"${CLUSTER_SECRET}\", advertise: \"edge-0:7947\" }\nproviders: { openai: { api_key: none } }\n",
         );
     }
 

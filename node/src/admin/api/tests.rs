@@ -2,7 +2,7 @@
 
 use super::Api;
 use crate::admin::control::{ChangeError, KeyRef, Wait};
-use crate::admin::fake::FakeCluster;
+use crate::admin::fake::{FakeCluster, hash};
 use crate::admin::http::BODY_BYTES_MAX;
 use bytes::Bytes;
 use cluster::directory::key::KeyHash;
@@ -175,7 +175,7 @@ async fn a_key_put_without_its_hash_keeps_it() {
     let put = node.ask("admin", "PUT", "keys/web", json!({ "tenant": "acme", "rpm": 5 })).await;
 
     assert_eq!(put.status, 200, "{}", put.body);
-    assert_eq!(node.get("admin", "keys/web").await.body["spec"]["hash"], "b3:web");
+    assert_eq!(node.get("admin", "keys/web").await.body["spec"]["hash"], hash("web"));
 }
 
 /// Of two people who change the same thing, the second learns of the first.
@@ -203,6 +203,8 @@ async fn versions_are_respected() {
     let current = node.get("admin", "routes/r").await.header("etag").to_owned();
     let unchanged = node.send(request("admin", "GET", "routes/r").header("if-none-match", &current), "").await;
     assert_eq!((unchanged.status, unchanged.body), (304, Json::Null));
+    let gone = node.send(request("admin", "PUT", "routes/gone").header("if-match", &first), "{}").await;
+    assert_eq!(gone.told(), (412, "precondition_failed"));
     let stale = node.send(request("admin", "DELETE", "routes/r").header("if-match", &first), "").await;
     assert_eq!(stale.told(), (412, "precondition_failed"));
     assert_eq!(node.send(request("admin", "DELETE", "routes/r").header("if-match", &current), "").await.status, 200);
@@ -307,7 +309,7 @@ async fn a_right_holds_for_what_it_was_judged_by() {
     node.ask("admin", "POST", "keys/other/revoke", Json::Null).await;
     assert_eq!(
         node.fake.revoked(),
-        [(KeyRef::Hash("b3:web".to_owned()), true), (KeyRef::Name("other".to_owned()), false)]
+        [(KeyRef::Hash(KeyHash::of("web")), true), (KeyRef::Name("other".to_owned()), false)]
     );
 
     let put = request("acme-operator", "PUT", "keys/web").header("if-match", "\"1\"");
@@ -317,7 +319,7 @@ async fn a_right_holds_for_what_it_was_judged_by() {
 #[tokio::test]
 async fn a_key_is_revoked_by_its_hash_by_an_administrator_only() {
     let node = Node::new();
-    let hash = KeyHash::of("a leaked key").to_text();
+    let hash = hash("a leaked key");
     node.fake.put(Kind::Keys, "leaked", json!({ "hash": hash }), Origin::File);
 
     assert_eq!(
@@ -326,7 +328,7 @@ async fn a_key_is_revoked_by_its_hash_by_an_administrator_only() {
     );
     let revoked = node.ask("admin", "POST", &format!("keys/{hash}/revoke?wait=none"), json!({ "cut": true })).await;
     assert_eq!((revoked.status, revoked.body["waited"].as_str()), (200, Some("skipped")));
-    assert_eq!(node.fake.revoked(), [(KeyRef::Hash(hash), true)]);
+    assert_eq!(node.fake.revoked(), [(KeyRef::Hash(KeyHash::of("a leaked key")), true)]);
     assert_eq!(node.get("admin", "keys/leaked").await.body["revoked"], true);
     for wrong in [json!({ "cut": "yes" }), json!({ "now": true })] {
         assert_eq!(node.ask("admin", "POST", "keys/web/revoke", wrong).await.told(), (400, "invalid"));
