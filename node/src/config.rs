@@ -14,6 +14,7 @@ use actors::cache::CacheConfig;
 use actors::ingress::connection::LimitsConfig;
 use actors::ingress::tls::TlsConfig;
 use actors::queue::QueueConfig;
+use cluster::config::ClusterConfig;
 use cluster::directory::available::Later;
 use cluster::directory::resources::Resources;
 use schemars::generate::SchemaSettings;
@@ -53,7 +54,15 @@ pub struct Config {
     /// The memory for cached answers; whether a route uses it is said there.
     pub cache: CacheConfig,
 
-    /// Which revision of the resources this file holds; shown by `status`. Give the next number to each change.
+    /// The nodes this one shares keys, limits and configuration with.
+    pub cluster: ClusterConfig,
+
+    /// What operators may do through the admin listener. Changes at a restart.
+    pub admin: AdminConfig,
+
+    /// Which revision of the resources this file holds; shown by `status`. Give the next number to each change. Needed
+    /// where `cluster` names other nodes and the file has resources: of two files the higher revision holds for all
+    /// nodes, so that a change may be rolled out node by node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources_revision: Option<u64>,
 
@@ -66,13 +75,7 @@ pub struct Config {
     budgets: Later,
     #[serde(skip_serializing)]
     #[schemars(skip)]
-    roles: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
     guards: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    cluster: Later,
 }
 
 /// Who this node is. Changes at a restart.
@@ -86,8 +89,11 @@ pub struct NodeConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
 
-    /// The folder for what survives a restart. Nothing does in this version, so it need not exist.
-    pub data_dir: PathBuf,
+    /// The folder for what survives a restart: who this node is, and what was made through the admin API. It is made
+    /// if need be. Left out, that lives in a temporary folder and ends with the process. Needed with `cluster.secret`;
+    /// each node has its own, and a copy of one is no second node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Where this node can be reached. Changes at a restart.
@@ -98,16 +104,25 @@ pub struct ListenConfig {
     /// `auth: none` if anyone may call.
     pub api: SocketAddr,
 
-    /// Address and port for operators: `/livez`, `/readyz`, `/health`, `/metrics`, `/status`. Plain HTTP, no key:
-    /// keep it where only they can reach it.
+    /// Address and port for operators. `/livez`, `/readyz`, `/health`, `/metrics` and `/status` need no key,
+    /// `/admin/v1` needs one with a role. Plain HTTP: keep it where only they can reach it.
     pub admin: SocketAddr,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    peer: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    gossip: Later,
+    /// Address and port (TCP) for the other nodes of the cluster. Closed without `cluster.secret`.
+    pub peer: SocketAddr,
+
+    /// Address and port (UDP) on which nodes tell one another how they are. Closed without `cluster.secret`.
+    pub gossip: SocketAddr,
+}
+
+/// What operators may do through the admin listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Whether a provider made through the admin API may have a private address (10.x, 192.168.x, 127.x, `localhost`
+    /// and the like). Whoever may make providers could otherwise reach what only this machine can. Providers in this
+    /// file may always have one.
+    pub allow_private_providers: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -122,7 +137,7 @@ pub enum Auth {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { name: "edge-0".to_owned(), zone: None, data_dir: PathBuf::from("data") }
+        Self { name: "edge-0".to_owned(), zone: None, data_dir: None }
     }
 }
 
@@ -131,8 +146,8 @@ impl Default for ListenConfig {
         Self {
             api: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
-            peer: Later::default(),
-            gossip: Later::default(),
+            peer: SocketAddr::from(([127, 0, 0, 1], 7947)),
+            gossip: SocketAddr::from(([127, 0, 0, 1], 7946)),
         }
     }
 }
@@ -154,6 +169,8 @@ impl Config {
         keep("tls", self.tls != running.tls);
         keep("limits", self.limits != running.limits);
         keep("queue", self.queue != running.queue);
+        keep("cluster", self.cluster != running.cluster);
+        keep("admin", self.admin != running.admin);
         keep("telemetry.log", self.telemetry.log != running.telemetry.log);
         self.node.clone_from(&running.node);
         self.listen.clone_from(&running.listen);
@@ -161,6 +178,8 @@ impl Config {
         self.tls.clone_from(&running.tls);
         self.limits.clone_from(&running.limits);
         self.queue = running.queue;
+        self.cluster.clone_from(&running.cluster);
+        self.admin = running.admin;
         self.telemetry.log = running.telemetry.log;
         kept
     }

@@ -12,6 +12,7 @@ impl Config {
     /// built from them.
     pub fn check(&self, problems: &mut Problems) {
         self.check_later(problems);
+        self.check_cluster(problems);
         problems.within("node", |problems| self.check_node(problems));
         problems.within("listen", |problems| {
             self.listen.check(problems);
@@ -23,10 +24,23 @@ impl Config {
     }
 
     fn check_later(&self, problems: &mut Problems) {
-        let later: [(&str, Later); 4] =
-            [("budgets", self.budgets), ("roles", self.roles), ("guards", self.guards), ("cluster", self.cluster)];
+        let later: [(&str, Later); 2] = [("budgets", self.budgets), ("guards", self.guards)];
         for (name, later) in later {
             later.check(name, problems);
+        }
+    }
+
+    /// What a node is to others rests on what it remembers, and on which file is the newer one.
+    fn check_cluster(&self, problems: &mut Problems) {
+        problems.within("cluster", |problems| self.cluster.check(&self.node.name, self.listen.peer, problems));
+        if self.cluster.is_shared() && self.node.data_dir.is_none() {
+            let advice = "name a folder that outlives the process, or the node is a new one after each restart";
+            problems.within("node", |problems| problems.add("", format!("lacks `data_dir`; {advice}")));
+        }
+        let declares = self.resources != Resources::default();
+        if self.cluster.names_others() && declares && self.resources_revision.is_none() {
+            let advice = "start with `resources_revision: 1` and give the next number to each change of the resources";
+            problems.add("", format!("lacks `resources_revision`, and `cluster` names other nodes; {advice}"));
         }
     }
 
@@ -38,15 +52,17 @@ impl Config {
                 problems.add(field, format!("is no name; write 1 to {NAME_BYTES_MAX} visible ASCII characters"));
             }
         }
-        if self.node.data_dir.as_os_str().is_empty() {
+        if self.node.data_dir.as_ref().is_some_and(|folder| folder.as_os_str().is_empty()) {
             problems.add("data_dir", "is empty; name a folder");
         }
     }
 
-    /// Whoever can reach a gateway without keys spends its owner's money.
+    /// Without any key nobody is let in, and most likely someone meant to let anyone in. A node that remembers may have
+    /// its keys from the admin API.
     fn check_exposure(&self, problems: &mut Problems) {
         let open_to_others = !self.listen.api.ip().is_loopback();
-        if open_to_others && self.auth == Auth::Keys && self.resources.keys.is_empty() {
+        let keyless = self.resources.keys.is_empty() && self.node.data_dir.is_none();
+        if open_to_others && self.auth == Auth::Keys && keyless {
             let advice = "add `keys`, write `auth: none` if anyone may call, or listen on 127.0.0.1";
             problems.add("api", format!("is reachable from other machines, and there are no keys; {advice}"));
         }
@@ -75,10 +91,12 @@ const NAME_BYTES_MAX: usize = 128;
 
 impl ListenConfig {
     fn check(&self, problems: &mut Problems) {
-        self.peer.check("peer", problems);
-        self.gossip.check("gossip", problems);
-        if self.api == self.admin && self.api.port() != 0 {
-            problems.add("admin", format!("is {}, as is `api`; give each its own port", self.admin));
+        let ports = [("api", self.api), ("admin", self.admin), ("peer", self.peer)];
+        for (index, (name, address)) in ports.iter().enumerate() {
+            let taken = ports[..index].iter().find(|(_, other)| other == address && address.port() != 0);
+            if let Some((other, _)) = taken {
+                problems.add(name, format!("is {address}, as is `{other}`; give each its own port"));
+            }
         }
     }
 }
@@ -99,8 +117,9 @@ fn unknown_kind(name: &str, kind: Option<&str>, problems: &mut Problems) {
     }
 }
 
-/// Every secret the resources refer to, with the words of its path.
-pub fn secret_references(resources: &Resources) -> impl Iterator<Item = (Vec<String>, &SecretRef)> {
+/// Every secret the configuration refers to, with the words of its path.
+pub fn secret_references(config: &Config) -> impl Iterator<Item = (Vec<String>, &SecretRef)> {
+    let Config { resources, cluster, .. } = config;
     let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
     let providers = resources.providers.iter().flat_map(move |(name, provider)| {
         let first = provider.api_key.iter().map(move |key| (words(&["providers", name, "api_key"]), key));
@@ -112,5 +131,8 @@ pub fn secret_references(resources: &Resources) -> impl Iterator<Item = (Vec<Str
         .keys
         .iter()
         .filter_map(move |(name, key)| Some((words(&["keys", name, "secret"]), key.secret.as_ref()?)));
-    providers.chain(keys)
+    let secret = cluster.secret.iter().map(move |secret| (words(&["cluster", "secret"]), secret));
+    let secrets = cluster.secrets.iter().enumerate();
+    let secrets = secrets.map(move |(at, secret)| (words(&["cluster", "secrets", &at.to_string()]), secret));
+    providers.chain(keys).chain(secret).chain(secrets)
 }

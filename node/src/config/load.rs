@@ -75,7 +75,7 @@ pub fn read(name: &str, bytes: &[u8], lookup: Lookup<'_>) -> Result<Loaded, Repo
 
     let mut problems = Problems::new();
     config.check(&mut problems);
-    let secrets = findings.secrets(&config.resources, lookup);
+    let secrets = findings.secrets(&config, lookup);
     let text_of = |reference: &_| secrets.get(reference).map(|secret| secret.reveal().to_owned());
     let directory = Directory::build(&config.resources, &text_of);
     findings.add(problems);
@@ -155,10 +155,10 @@ impl Findings<'_> {
         self.problems.push(self.tree.place_of(path).problem(path, message));
     }
 
-    /// Finds every secret that the resources refer to.
-    fn secrets(&mut self, resources: &Resources, lookup: Lookup<'_>) -> Secrets {
+    /// Finds every secret that the configuration refers to.
+    fn secrets(&mut self, config: &Config, lookup: Lookup<'_>) -> Secrets {
         let mut secrets = Secrets::default();
-        for (words, reference) in secret_references(resources) {
+        for (words, reference) in secret_references(config) {
             match resolve(reference, lookup) {
                 Ok(secret) => secrets.insert(reference.clone(), secret),
                 Err(errors) => {
@@ -284,6 +284,7 @@ keys:
             "OPENAI_API_KEY" => Some("sk-openai-very-secret".to_owned()),
             "ANTHROPIC_API_KEY" => Some("sk-anthropic-very-secret".to_owned()),
             "WEB_KEY" => Some("a-key-that-is-long-enough-to-be-one".to_owned()),
+            "CLUSTER_SECRET" => Some("a-cluster-secret-for-the-tests".to_owned()),
             "PORT" => Some("9000".to_owned()),
             "RPM" => Some("600".to_owned()),
             _ => None,
@@ -317,20 +318,63 @@ keys:
         assert_eq!(
             problems(&text),
             [
-                "3:1 cluster: `cluster` is not available in this version",
+                "3:12 cluster.secret: comes from file `/run/secrets/cluster`, which cannot be read (entity not found); create it, or let this process read it",
                 "9:94 routes.support.cache.mode: `mode: semantic` is not available in this version",
                 "11:11 tenants.acme.budgets: `budgets` is not available in this version",
                 "12:1 budgets: `budgets` is not available in this version",
             ]
         );
-        let peers = problems("listen: { peer: 0.0.0.0:7947, gossip: 0.0.0.0:7946 }\n");
-        assert_eq!(
-            peers,
-            [
-                "1:11 listen.peer: `peer` is not available in this version",
-                "1:31 listen.gossip: `gossip` is not available in this version",
-            ]
+    }
+
+    const MEMBER: &str = r#"listen: { api: 0.0.0.0:8080, peer: 0.0.0.0:7947, gossip: 0.0.0.0:7946 }
+node: { name: edge-1, data_dir: /var/lib/llm-edge-agent }
+cluster: { secret: "${CLUSTER_SECRET}", seeds: { edge-0: "edge-0:7947", edge-1: "edge-1:7947" } }
+resources_revision: 7
+providers: { openai: { api_key: none } }
+"#;
+
+    #[test]
+    fn a_member_of_a_cluster_is_right_and_its_secret_is_found() {
+        let loaded = loaded(MEMBER);
+
+        let secret = loaded.config.cluster.all_secrets().next().unwrap();
+        assert_eq!(loaded.secrets.get(secret).unwrap().reveal(), "a-cluster-secret-for-the-tests");
+        assert_eq!(loaded.config.cluster.seeds.len(), 2);
+        let printed = format!("{:?} {}", loaded.config, serde_json::to_string(&loaded.config).unwrap());
+        assert!(!printed.contains("CLUSTER_SECRET"), "{printed}");
+    }
+
+    /// Without them a restarted node is another one, and nobody can tell which of two files is the newer.
+    #[test]
+    fn a_member_remembers_and_its_resources_have_a_revision() {
+        let told = problems(&MEMBER.replace(", data_dir: /var/lib/llm-edge-agent", ""));
+        assert!(told.iter().any(|told| told.starts_with("2:1 node: lacks `data_dir`")), "{told:#?}");
+        let told = problems(&MEMBER.replace("resources_revision: 7\n", ""));
+        assert!(matches!(&told[..], [one] if one.starts_with("1:1 : lacks `resources_revision`")), "{told:#?}");
+
+        let bare = MEMBER.replace("resources_revision: 7\nproviders: { openai: { api_key: none } }\n", "");
+        assert!(loaded(&bare).config.resources_revision.is_none(), "it takes what the cluster has");
+        loaded(
+            "node: { data_dir: /x }\ncluster: { secret: \"${CLUSTER_SECRET}\" }\nproviders: { openai: { api_key: none } }\n",
         );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_cluster_has_its_place() {
+        let told = problems(
+            &MEMBER.replace("edge-1: \"edge-1:7947\"", "edge-2: \"edge-2\"").replace("${CLUSTER_SECRET}", "${ABSENT}"),
+        );
+
+        assert_eq!(told.len(), 4, "{told:#?}");
+        assert!(told[0].starts_with("3:1 cluster: lacks `advertise`, and `listen.peer` is 0.0.0.0:7947"), "{told:#?}");
+        assert!(told[1].starts_with("3:12 cluster.secret: environment variable `ABSENT` is not set"), "{told:#?}");
+        assert!(
+            told[2].contains(" cluster.seeds: has edge-0, edge-2 and not this node, which is called `edge-1`"),
+            "{told:#?}"
+        );
+        assert!(told[3].contains(" cluster.seeds.edge-2: is `edge-2`; expected `host:port`"), "{told:#?}");
+        let ports = problems("listen: { api: 127.0.0.1:7947 }\nproviders: { openai: { api_key: none } }\n");
+        assert_eq!(ports, ["1:1 listen.peer: is 127.0.0.1:7947, as is `api`; give each its own port"]);
     }
 
     /// One reading tells all: spelling, types, words, ranges, texts that are none, and what only the rooms know.
