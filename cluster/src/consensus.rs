@@ -47,7 +47,7 @@ use crate::freshness::{Grants, ROUNDS_IN_STALE_MAX};
 use crate::id::{Incarnation, NodeId};
 use crate::peer::frame::{from_bytes, to_bytes};
 use crate::peer::{CallError, Handler, Lane, Service, Transport};
-use crate::register::{Act, Author, Command, Reply, Token};
+use crate::register::command::{Act, Author, Command, MemberInfo, Reply, Token};
 use crate::tasks::Tasks;
 
 /// Between two tries at whoever leads. Elections take longer, so a few tries fall into one.
@@ -56,10 +56,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// One try at a leader; it may have died without a word.
 const TRY_MAX: Duration = Duration::from_secs(3);
 
-/// Log entries between two snapshots.
 const SNAPSHOT_EVERY: u64 = 5_000;
 
-/// Entries kept behind a snapshot, so that who is only a little behind needs no snapshot.
 const KEPT_BEHIND: u64 = 1_000;
 
 /// Entries sent to a follower at once.
@@ -76,6 +74,10 @@ pub struct Timing {
     pub election_max: Duration,
     /// How old what a node serves from may be.
     pub stale_max: Duration,
+    /// Log entries between two snapshots.
+    pub snapshot_every: u64,
+    /// Entries kept behind a snapshot, so that who is only a little behind needs no snapshot.
+    pub kept_behind: u64,
     pub patience: voters::Patience,
 }
 
@@ -86,6 +88,8 @@ impl Default for Timing {
             election_min: Duration::from_millis(600),
             election_max: Duration::from_secs(1),
             stale_max: Duration::from_mins(1),
+            snapshot_every: SNAPSHOT_EVERY,
+            kept_behind: KEPT_BEHIND,
             patience: voters::Patience::default(),
         }
     }
@@ -95,7 +99,7 @@ impl Default for Timing {
 pub struct Ground {
     pub me: NodeId,
     pub log: Log,
-    pub cells: Arc<Cells>,
+    pub cells: Cells,
     pub kept: Kept,
     pub transport: Arc<dyn Transport>,
     pub observer: Box<dyn Observer>,
@@ -171,6 +175,15 @@ pub enum ProposeError {
         #[source]
         cause: Unanswered,
     },
+}
+
+/// Why this life was not registered.
+#[derive(Debug, thiserror::Error)]
+pub enum StartedError {
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    #[error("the register refuses this node: {reply}")]
+    Refused { reply: String },
 }
 
 impl Consensus {
@@ -262,22 +275,33 @@ impl Consensus {
         *self.0.incarnation.borrow()
     }
 
-    /// Registers this life of the process. Until then the node proposes nothing else, and grants nothing.
-    pub async fn started(&self, act: Act, author: Author, within: Duration) -> Result<Incarnation, ProposeError> {
-        let command = Command::new(None, author, self.0.clock.wall(), act);
-        let Accepted { index, reply } = self.submit(command, within).await?;
-        let incarnation = match reply {
-            Reply::Incarnation(first) => Incarnation::new(first),
-            _unexpected => Incarnation::new(index),
-        };
-        self.0.incarnation.send_replace(incarnation);
-        Ok(incarnation)
+    /// Registers this life of the process. Until then the node proposes nothing else, and grants nothing. The same nonce
+    /// again is the same life.
+    pub async fn started(
+        &self,
+        nonce: [u8; 16],
+        member: MemberInfo,
+        author: Author,
+        within: Duration,
+    ) -> Result<Incarnation, StartedError> {
+        let node = self.0.me;
+        let wall = self.0.clock.wall();
+        let admit = Command::new(author.clone(), wall, Act::Admit { node, member: member.clone() });
+        self.submit(admit, within).await?;
+        let started = Command::new(author, wall, Act::Started { node, nonce, member });
+        match self.submit(started, within).await?.reply {
+            Reply::Incarnation(incarnation) => {
+                self.0.incarnation.send_replace(incarnation);
+                Ok(incarnation)
+            }
+            other => Err(StartedError::Refused { reply: format!("{other:?}") }),
+        }
     }
 
     /// Gets `act` into the log, applied exactly once, wherever the leader is.
     pub async fn propose(&self, act: Act, author: Author, within: Duration) -> Result<Accepted, ProposeError> {
         let (number, token) = self.0.tokens.lock().take(self.incarnation());
-        let command = Command::new(Some(token), author, self.0.clock.wall(), act);
+        let command = Command::new(author, self.0.clock.wall(), act).with_token(token);
         let outcome = self.submit(command, within).await;
         self.0.tokens.lock().done(number);
         outcome
@@ -373,7 +397,7 @@ impl Consensus {
             let outcome = match self.known_leader(until).await {
                 Some(leader) if leader == self.0.me => Ok(self.change_here(change.clone(), until).await),
                 Some(leader) => {
-                    let question = (change, remaining(until));
+                    let question = (change, remaining(until), true);
                     self.call_long::<_, Result<(), NotChanged>>(leader, Service::MEMBERSHIP, &question, until).await
                 }
                 None => Err(Unanswered::NoLeader),
@@ -446,7 +470,7 @@ impl Consensus {
         let body: Bytes = to_bytes(question).map_err(|_too_large| Unanswered::TooLarge)?;
         let answer = self.0.transport.call(leader, Lane::Bodies, service, body, remaining(until)).await;
         let answer = answer.map_err(Unanswered::Call)?;
-        from_bytes(&answer).map_err(|error| Unanswered::Call(CallError::unreadable(&error)))
+        from_bytes(&answer).map_err(|error| Unanswered::Call(error.into()))
     }
 }
 
@@ -472,10 +496,10 @@ fn config(timing: &Timing) -> openraft::Config {
         election_timeout_max: milliseconds(timing.election_max),
         install_snapshot_timeout: 10_000,
         max_payload_entries: PAYLOAD_MAX,
-        replication_lag_threshold: SNAPSHOT_EVERY,
-        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        replication_lag_threshold: timing.snapshot_every,
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(timing.snapshot_every),
         snapshot_max_chunk_size: CHUNK_BYTES,
-        max_in_snapshot_log_to_keep: KEPT_BEHIND,
+        max_in_snapshot_log_to_keep: timing.kept_behind,
         purge_batch_size: 256,
         ..openraft::Config::default()
     }

@@ -10,21 +10,21 @@ use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{ErrorSubject, ErrorVerb, OptionalSend, RaftLogReader, StorageIOError};
 use storage::cell::Cells;
 use storage::codec;
-use storage::log::Log;
+use storage::log::{Log, receipt};
 
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
+use crate::id::NodeId;
 
 /// The form in which entries, votes and log ids are written. Readers know every earlier one.
 const FORMAT: u8 = 1;
 
 const VOTE: &str = "raft-vote";
-const COMMITTED: &str = "raft-committed";
 
 /// Cheap to clone; all clones are one store.
 #[derive(Clone)]
 pub struct LogStore {
     log: Log,
-    cells: Arc<Cells>,
+    cells: Cells,
     committed: Arc<parking_lot::Mutex<Option<LogId>>>,
 }
 
@@ -39,27 +39,21 @@ impl LogStore {
         let first = match range.start_bound() {
             Bound::Included(first) => *first,
             Bound::Excluded(before) => before + 1,
-            Bound::Unbounded => 0,
+            Bound::Unbounded => bounds.first,
         };
         let end = match range.end_bound() {
             Bound::Included(last) => last.saturating_add(1),
             Bound::Excluded(end) => *end,
             Bound::Unbounded => u64::MAX,
         };
-        // What was asked for beyond the end is not there; what was asked for before the start is an error of the log.
-        let end = end.min(bounds.end());
-        let first = if range_is_open(&range) { first.max(bounds.first()) } else { first };
+        // What is beyond the end is not there yet. What was purged is asked for by mistake, and the log says so.
+        let end = end.min(bounds.next);
         if first >= end {
             return Ok(Vec::new());
         }
         let records = self.log.read(first..end).map_err(|error| failed(ErrorSubject::Logs, ErrorVerb::Read, &error))?;
         records.iter().map(|record| decode::<Entry>(record, ErrorSubject::Logs)).collect()
     }
-}
-
-/// Whether whoever asks wants what there is from the start on, rather than certain entries.
-fn range_is_open(range: &impl RangeBounds<u64>) -> bool {
-    matches!(range.start_bound(), Bound::Unbounded | Bound::Included(0))
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -76,15 +70,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let bounds = self.log.bounds();
-        let purged = match &bounds.purged_note {
-            Some(note) => Some(decode::<LogId>(note, ErrorSubject::Logs)?),
+        let purged = match bounds.purged {
+            Some(_) => Some(decode::<LogId>(&bounds.purged_note, ErrorSubject::Logs)?),
             None => None,
         };
-        let last = match bounds.end().checked_sub(1) {
-            Some(last) if last >= bounds.first() => {
-                self.read_range(last..=last)?.first().map(|entry| entry.log_id)
-            }
-            Some(_) | None => purged,
+        let last = match bounds.last() {
+            Some(last) => self.read_range(last..=last)?.first().map(|entry| entry.log_id),
+            None => purged,
         };
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }
@@ -95,7 +87,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let bytes = encode(vote, ErrorSubject::Vote)?;
-        self.cells.set(VOTE, &bytes).await.map_err(|error| failed(ErrorSubject::Vote, ErrorVerb::Write, &error))
+        let cells = self.cells.clone();
+        let set = move || cells.set(VOTE, &bytes).map_err(|error| failed(ErrorSubject::Vote, ErrorVerb::Write, &error));
+        blocking(ErrorSubject::Vote, set).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
@@ -129,34 +123,38 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             callback.log_io_completed(Ok(()));
             return Ok(());
         };
+        let place = self.log.place(records.iter().map(Bytes::len).sum()).await;
         let done = Box::new(move |result: Result<(), storage::log::Failed>| {
             callback.log_io_completed(result.map_err(io::Error::other));
         });
-        self.log.append(first, records, done).await.map_err(|error| failed(ErrorSubject::Logs, ErrorVerb::Write, &error))
+        self.log.append(place, first, records, done);
+        Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        let truncated = self.log.truncate_from(log_id.index).await;
-        truncated.map_err(|error| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &error))
+        let (done, receipt) = receipt();
+        self.log.truncate_from(self.log.place(0).await, log_id.index, done);
+        receipt.durable().await.map_err(|error| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &error))
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let note = Bytes::from(encode(&log_id, ErrorSubject::Log(log_id))?);
-        let purged = self.log.purge_to(log_id.index, note).await;
-        purged.map_err(|error| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &error))
+        let (done, receipt) = receipt();
+        self.log.purge_to(self.log.place(0).await, log_id.index, note, done);
+        receipt.durable().await.map_err(|error| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &error))
     }
 }
 
 pub(super) fn encode<T: serde::Serialize>(
     value: &T,
-    subject: ErrorSubject<crate::id::NodeId>,
+    subject: ErrorSubject<NodeId>,
 ) -> Result<Vec<u8>, StorageError> {
     codec::encode(FORMAT, value).map_err(|error| failed(subject, ErrorVerb::Write, &error))
 }
 
 pub(super) fn decode<T: serde::de::DeserializeOwned>(
     bytes: &[u8],
-    subject: ErrorSubject<crate::id::NodeId>,
+    subject: ErrorSubject<NodeId>,
 ) -> Result<T, StorageError> {
     match codec::decode(bytes, bytes.len() as u64 + 1) {
         Ok((FORMAT, value)) => Ok(value),
@@ -168,8 +166,19 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(
     }
 }
 
+/// Disks do not keep the runtime's threads waiting.
+pub(super) async fn blocking<T: Send + 'static>(
+    subject: ErrorSubject<NodeId>,
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(failed(subject, ErrorVerb::Write, &error)),
+    }
+}
+
 pub(super) fn failed(
-    subject: ErrorSubject<crate::id::NodeId>,
+    subject: ErrorSubject<NodeId>,
     verb: ErrorVerb,
     error: &(impl std::error::Error + 'static),
 ) -> StorageError {

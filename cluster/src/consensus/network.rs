@@ -69,7 +69,7 @@ impl Member {
 
 /// Who cannot be reached is left alone for [`PAUSE`]; a call that merely failed may be tried again at once.
 fn unreachable_or_broken<E: std::error::Error>(error: &CallError) -> Failed<E> {
-    if error.is_unreachable() {
+    if !error.may_have_arrived() {
         RPCError::Unreachable(Unreachable::new(error))
     } else {
         RPCError::Network(NetworkError::new(error))
@@ -141,9 +141,9 @@ impl Handler for Inbound {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    from_bytes(body).map_err(|error| Refusal::unreadable(&error))
+    Ok(from_bytes(body)?)
 }
 
 fn told<T: Serialize>(answer: &T) -> Result<Bytes, Refusal> {
-    to_bytes(answer).map_err(|error| Refusal::unreadable(&error))
+    Ok(to_bytes(answer)?)
 }

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::metrics::{BATCH_COMMANDS, PROPOSALS};
 use super::types::{Batch, Raft};
 use crate::id::NodeId;
-use crate::register::{Command, Reply};
+use crate::register::command::{Command, Reply};
 
 /// Commands in one entry.
 const BATCH_MAX: usize = 512;

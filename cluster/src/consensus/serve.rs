@@ -12,15 +12,18 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::voters::CannotGo;
-use super::{Accepted, Consensus, NotProposed, NotRead, PAUSE, Place, remaining};
+use super::{Accepted, ChangeError, Consensus, NotProposed, NotRead, PAUSE, Place, remaining};
 use crate::freshness::NotGranted;
 use crate::id::NodeId;
 use crate::peer::frame::{from_bytes, to_bytes};
 use crate::peer::{Caller, Handler, Lane, Refusal, Service};
-use crate::register::Command;
+use crate::register::command::Command;
 
 /// One look at whether a member publishes an entry. It answers at once when it does.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// How long a member looks for the leader on behalf of a node that wants to join.
+const HAND_ON_MAX: Duration = Duration::from_secs(30);
 
 /// A change of the members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +149,17 @@ impl Consensus {
     }
 }
 
+impl Consensus {
+    /// Who wants to join knows some member, not the leader.
+    async fn hand_on(&self, change: &ChangeMember, within: Duration) -> Result<(), NotChanged> {
+        match self.change_member(change, within.min(HAND_ON_MAX)).await {
+            Ok(()) => Ok(()),
+            Err(ChangeError::Refused(refused)) => Err(refused),
+            Err(ChangeError::Unanswered(_)) => Err(NotChanged::NotLeader { leader: self.leader() }),
+        }
+    }
+}
+
 /// Every service of this file, with who answers it.
 pub(super) fn services(consensus: &Consensus) -> Vec<(Service, Arc<dyn Handler>)> {
     [Service::PROPOSE, Service::READ_INDEX, Service::BARRIER, Service::PUBLISHED, Service::MEMBERSHIP]
@@ -182,8 +196,11 @@ impl Answering {
                 told(&here.publishes(index, until(within)).await)
             }
             _membership => {
-                let (change, within) = read(&body)?;
-                told(&here.change_here(change, until(within)).await)
+                let (change, within, handed_on): (ChangeMember, Duration, bool) = read(&body)?;
+                told(&match here.leads() {
+                    Err(Some(_leader)) if !handed_on => here.hand_on(&change, within).await,
+                    Ok(_) | Err(_) => here.change_here(change, until(within)).await,
+                })
             }
         }
     }
@@ -201,9 +218,9 @@ impl Handler for Answering {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    from_bytes(body).map_err(|error| Refusal::unreadable(&error))
+    Ok(from_bytes(body)?)
 }
 
 fn told<T: Serialize>(answer: &T) -> Result<Bytes, Refusal> {
-    to_bytes(answer).map_err(|error| Refusal::unreadable(&error))
+    Ok(to_bytes(answer)?)
 }

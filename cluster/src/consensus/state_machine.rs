@@ -6,17 +6,16 @@ use std::sync::Arc;
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::RwLock;
-use serde::{Deserialize, Serialize};
 use storage::snapshot::Snapshots;
 use storage::trail::Trail;
 use tokio::sync::watch;
 
-use super::log_store::{decode, encode, failed};
+use super::log_store::{blocking, decode, encode, failed};
 use super::types::{
     Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
 };
-use crate::id::NodeId;
-use crate::register::{AuditRecord, Register};
+use crate::register::Register;
+use crate::register::command::AuditRecord;
 
 /// What readers of the register are told after every step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +45,7 @@ pub struct Shared {
     observer: Box<dyn Observer>,
 }
 
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default)]
 struct Applied {
     last: Option<LogId>,
     membership: StoredMembership,
@@ -75,7 +74,7 @@ impl Shared {
 /// What is kept of the past, besides the log: snapshots, and the audit trail.
 #[derive(Clone)]
 pub struct Kept {
-    pub snapshots: Arc<Snapshots>,
+    pub snapshots: Snapshots,
     pub trail: Option<Arc<Trail>>,
 }
 
@@ -85,7 +84,6 @@ pub struct StateMachine {
 }
 
 /// What a snapshot's file holds.
-#[derive(Serialize, Deserialize)]
 struct Saved {
     meta: SnapshotMeta,
     register: Vec<u8>,
@@ -172,7 +170,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             && !audited.is_empty()
         {
             let trail = Arc::clone(trail);
-            blocking(move || write_down(&trail, &audited)).await?;
+            blocking(ErrorSubject::StateMachine, move || write_down(&trail, &audited)).await?;
         }
         Ok(replies)
     }
@@ -194,13 +192,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), StorageError> {
         let saved = Saved { meta: meta.clone(), register: snapshot.into_inner() };
         let kept = self.kept.clone();
-        let saved = blocking(move || kept.save(saved)).await?;
+        let saved = blocking(ErrorSubject::StateMachine, move || kept.save(saved)).await?;
         self.take(&saved)
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
         let kept = self.kept.clone();
-        let saved = blocking(move || kept.latest()).await?;
+        let saved = blocking(ErrorSubject::StateMachine, move || kept.latest()).await?;
         Ok(saved.map(|saved| Snapshot { meta: saved.meta, snapshot: Box::new(Cursor::new(saved.register)) }))
     }
 }
@@ -219,7 +217,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let snapshot_id = last.map_or_else(|| "empty".to_owned(), |id| format!("{}-{}", id.leader_id.term, id.index));
         let meta = SnapshotMeta { last_log_id: last, last_membership: membership, snapshot_id };
         let kept = self.kept.clone();
-        let saved = blocking(move || kept.save(Saved { meta, register: register.encode() })).await?;
+        let saved = blocking(ErrorSubject::StateMachine, move || kept.save(Saved { meta, register: register.encode() })).await?;
         Ok(Snapshot { meta: saved.meta, snapshot: Box::new(Cursor::new(saved.register)) })
     }
 }
@@ -228,7 +226,8 @@ impl Kept {
     fn latest(&self) -> Result<Option<Saved>, StorageError> {
         let subject = || ErrorSubject::Snapshot(None);
         let found = self.snapshots.latest().map_err(|error| failed(subject(), ErrorVerb::Read, &error))?;
-        found.map(|bytes| decode(&bytes, subject())).transpose()
+        let Some(found) = found else { return Ok(None) };
+        Ok(Some(Saved { meta: decode(&found.meta, subject())?, register: found.data.to_vec() }))
     }
 
     /// After it, the log up to the snapshot may be purged: so what only the log had is made durable first.
@@ -237,9 +236,9 @@ impl Kept {
         if let Some(trail) = &self.trail {
             trail.flush().map_err(|error| failed(subject(), ErrorVerb::Write, &error))?;
         }
-        let bytes = encode(&saved, subject())?;
-        let index = saved.meta.last_log_id.map_or(0, |id| id.index);
-        self.snapshots.save(index, &bytes).map_err(|error| failed(subject(), ErrorVerb::Write, &error))?;
+        let meta = encode(&saved.meta, subject())?;
+        let saving = self.snapshots.save(&saved.meta.snapshot_id, &meta, &saved.register);
+        saving.map_err(|error| failed(subject(), ErrorVerb::Write, &error))?;
         Ok(saved)
     }
 }
@@ -254,15 +253,3 @@ fn write_down(trail: &Trail, audited: &[(u64, AuditRecord)]) -> Result<(), Stora
     Ok(())
 }
 
-/// Disks do not keep the runtime's threads waiting.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-) -> Result<T, StorageError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => {
-            let subject: ErrorSubject<NodeId> = ErrorSubject::StateMachine;
-            Err(failed(subject, ErrorVerb::Write, &error))
-        }
-    }
-}
