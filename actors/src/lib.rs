@@ -9,10 +9,13 @@
 //! └── Tasks                 what is not an actor: connections, streams, flights; all waited for at shutdown
 //! ```
 //!
-//! Everything else on the path of a request is a value with a lock held for nanoseconds, or a published snapshot.
+//! Everything else on the path of a request is a value with a lock held for nanoseconds, or a published snapshot. A
+//! restart of the process forgets breakers, flags of credentials, rate windows, turns and the cache, and finds the
+//! [`gate`] closed until the node has caught up with its cluster.
 
 pub mod breaker;
 pub mod cache;
+pub mod gate;
 pub mod guard;
 pub mod identity;
 pub mod ingress;

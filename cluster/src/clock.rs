@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Monotonic time, for deadlines, rates and breakers.
 #[expect(clippy::disallowed_methods, reason = "this is where the monotonic clock enters")]
 pub fn now() -> Instant {
@@ -12,4 +14,64 @@ pub fn now() -> Instant {
 #[expect(clippy::disallowed_methods, reason = "this is where the wall clock enters")]
 pub fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Time since the machine started, which goes on while it sleeps: a promise about age must not stand still with it.
+pub fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec.try_into().unwrap_or_default(), time.tv_nsec.try_into().unwrap_or_default())
+}
+
+/// The clock of one node. Simulated, it is the paused time of the runtime, and the wall clock may be wrong.
+#[derive(Clone, Copy, Debug)]
+pub enum Clock {
+    Real,
+    Simulated {
+        start: tokio::time::Instant,
+        /// What the wall clock says at `start`.
+        wall: Duration,
+    },
+}
+
+impl Clock {
+    /// For ages: [`since_boot`], or the simulation's time.
+    pub fn now(&self) -> Duration {
+        match self {
+            Self::Real => since_boot(),
+            // A simulated node starts somewhere in the life of its machine; 0 would hide what is taken from it.
+            Self::Simulated { start, .. } => Duration::from_hours(1) + start.elapsed(),
+        }
+    }
+
+    /// For dates: [`since_epoch`], or what the simulation makes of it.
+    pub fn wall(&self) -> Duration {
+        match self {
+            Self::Real => since_epoch(),
+            Self::Simulated { start, wall } => *wall + start.elapsed(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_clock_runs_at_least_as_long_as_the_monotonic_one() {
+        let (boot, monotonic) = (since_boot(), now());
+        while now() == monotonic {}
+        assert!(since_boot() > boot);
+        assert!(boot > Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_simulated_clock_follows_the_runtime() {
+        let clock = Clock::Simulated { start: tokio::time::Instant::now(), wall: Duration::from_secs(7) };
+        let before = clock.now();
+
+        tokio::time::sleep(Duration::from_secs(3)).await;
+
+        assert_eq!(clock.now() - before, Duration::from_secs(3));
+        assert_eq!(clock.wall(), Duration::from_secs(10));
+    }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use actors::breaker::{Breakers, Policy};
 use actors::cache::Cache;
+use actors::gate::Gate;
 use actors::identity::Identity;
 use actors::ingress::Ingress;
 use actors::ingress::pipeline::{Gateway, Published};
@@ -177,6 +178,7 @@ async fn gateway(loaded: &Loaded, supervisor: &Supervisor, tasks: &Tasks) -> Res
     let providers = Providers::new(&providers, &secrets_of(loaded), tasks);
     Ok(Gateway {
         node: HeaderValue::from_str(&node.name).map_err(StartError::Name)?,
+        gate: Gate::always_open(),
         published: Arc::new(ArcSwap::from_pointee(published(loaded))),
         limits: limits.clone(),
         breakers: Breakers::start(supervisor, policies(loaded)).await.map_err(StartError::Actor)?,

@@ -21,6 +21,7 @@
 )]
 
 mod client;
+mod cluster;
 mod failure;
 mod metrics;
 mod node;
@@ -32,6 +33,7 @@ mod sse;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Reply, Streamed};
+pub use cluster::{Member, TestCluster, TestClusterBuilder, copy_folder};
 pub use failure::{Api, Told};
 pub use metrics::Metrics;
 pub use node::{TestNode, TestNodeBuilder};

@@ -10,6 +10,7 @@ use http::{HeaderMap, Response, StatusCode};
 use llm::dialect::{BadRequest, Dialect};
 use llm::fault::{ErrorBody, Fault};
 
+use crate::gate;
 use crate::ingress::body::Body;
 
 /// The longest `retry-after` a client is told, whatever a provider says: official SDKs sleep for as long as it says.
@@ -124,6 +125,10 @@ pub enum Failure {
     Unpriceable {
         what: String,
     },
+    /// What this node knows of the cluster is not, or not yet, fresh enough to serve on.
+    ClusterUnavailable {
+        why: gate::Closed,
+    },
     Stopping,
     Internal,
 }
@@ -192,6 +197,7 @@ rows! {
     DEADLINE: 504, "timeout", "timeout", "", "The request's time (`x-lea-timeout`, or the route's) is over.";
     CUT: 502, "upstream_error", "upstream_cut", "", "The provider's answer stopped before its end; what came is not whole. Send the request again.";
     UNPRICEABLE: 400, "invalid_request_error", "cost_bound_overflow", "", "The request's cost cannot be bounded; lower `max_tokens`.";
+    CLUSTER: 503, "server_error", "cluster_unavailable", "retry-after", "The node is out of touch with its cluster; try again, another may answer. `readyz` says which check fails.";
     STOPPING: 503, "server_error", "shutting_down", "retry-after, connection: close", "The node is stopping; try again, another will answer.";
     INTERNAL: 500, "server_error", "internal_error", "", "A bug in the gateway; report it with the request id and the log.";
 }
@@ -238,6 +244,7 @@ impl Failure {
             Self::DeadlineExceeded { .. } => row::DEADLINE,
             Self::Cut { .. } => row::CUT,
             Self::Unpriceable { .. } => row::UNPRICEABLE,
+            Self::ClusterUnavailable { .. } => row::CLUSTER,
             Self::Stopping => row::STOPPING,
             Self::Internal => row::INTERNAL,
         }
@@ -302,6 +309,7 @@ impl Failure {
             Self::DeadlineExceeded { after } => format!("no answer within {after:?}"),
             Self::Cut { provider, what } => format!("the answer of provider `{provider}` was cut: {what}"),
             Self::Unpriceable { what } => what.clone(),
+            Self::ClusterUnavailable { why } => format!("this node {}; try again", why.words()),
             Self::Stopping => "this node is shutting down".to_owned(),
             Self::Internal => "internal error; the log has the details under the request id".to_owned(),
         }
@@ -345,7 +353,12 @@ impl Failure {
             Some(*retry_after)
         } else if let Self::Throttled { retry_after, .. } = self {
             Some(retry_after.unwrap_or(Duration::from_secs(1)))
-        } else if let Self::Busy | Self::Overloaded { .. } | Self::NoHealthyUpstream { .. } | Self::Stopping = self {
+        } else if let Self::Busy
+        | Self::Overloaded { .. }
+        | Self::NoHealthyUpstream { .. }
+        | Self::ClusterUnavailable { .. }
+        | Self::Stopping = self
+        {
             Some(Duration::from_secs(1))
         } else {
             None
@@ -457,6 +470,19 @@ mod tests {
         assert_eq!(seconds_up(Duration::from_millis(1)), 1);
         assert_eq!(seconds_up(Duration::from_millis(1_001)), 2);
         assert_eq!(seconds_up(Duration::from_hours(1)), 60);
+    }
+
+    /// An SDK tries again by itself, at a node that may be in touch.
+    #[test]
+    fn a_closed_gate_asks_to_be_tried_again() {
+        let failure = Failure::ClusterUnavailable { why: gate::Closed::Stale };
+
+        for dialect in [Dialect::OpenAiChat, Dialect::AnthropicMessages] {
+            let answer = failure.answer(dialect, "r", false);
+
+            assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &HeaderValue::from(1)));
+            assert!(!answer.headers().contains_key("x-should-retry"));
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ use crate::cache::answer::Answer;
 use crate::cache::directives::Directives;
 use crate::cache::flight::{End, Head, Piece, Pilot, Reader, Source};
 use crate::cache::{Cache, Found, Policy};
+use crate::gate::{self, Gate};
 use crate::guard;
 use crate::identity::{self, Identity, IdentityError, Principal};
 use crate::ingress::api::{self, ApiError, Operation};
@@ -65,6 +66,8 @@ pub struct Published {
 /// Everything the path needs. One for each node.
 pub struct Gateway {
     pub node: http::HeaderValue,
+    /// Looked at before what is published, so that what a request then reads is at least as new as it was found fresh.
+    pub gate: Gate,
     pub published: Arc<ArcSwap<Published>>,
     pub limits: LimitsConfig,
     /// Kept across reloads, with what they know of the providers that stay.
@@ -152,6 +155,9 @@ impl Gateway {
     ) -> Result<Answered, Failure> {
         if let Some(what) = info.bad_http {
             return Err(Failure::BadHttp { what });
+        }
+        if let gate::Standing::Closed { why } = self.gate.standing(clock::since_boot()) {
+            return Err(Failure::ClusterUnavailable { why });
         }
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();

@@ -1,0 +1,441 @@
+//! How a cluster begins, once, and how later nodes find it.
+//!
+//! `seeds` are the initial members. Only the one whose name sorts first may initialise, and only with a durable promise
+//! of every other: so two of them can never each start a cluster, whatever is down, lost or misconfigured. Everybody
+//! else looks for a node that knows a cluster, and waits, saying for what.
+
+pub mod promise;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use storage::cell::{CellError, Cells};
+use storage::codec;
+use tracing::info;
+
+use self::promise::{Answer, Asks, Founder, Promise, Seeds};
+use crate::consensus::Place;
+use crate::id::{ClusterId, Epoch, NodeId};
+use crate::peer::frame::{from_bytes, to_bytes};
+use crate::peer::{CallError, Caller, Handler, Refusal, Service, Transport};
+
+/// One question to another node.
+const ASK_MAX: Duration = Duration::from_secs(2);
+
+/// Between two rounds of questions.
+const PAUSE: Duration = Duration::from_millis(200);
+
+const CLUSTER: &str = "cluster";
+const PROMISE: &str = "promise";
+const FORMAT: u8 = 1;
+const CELL_MAX: u64 = 64 * 1024;
+
+/// The cluster a node belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    pub cluster: ClusterId,
+    pub epoch: Epoch,
+}
+
+/// What a node says to whoever asks before they belong together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub node: NodeId,
+    pub name: String,
+    pub home: Option<Home>,
+    pub promised: Option<Promise>,
+}
+
+/// Who this node is and whom it asks.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    pub me: NodeId,
+    pub place: Place,
+    /// The initial members, name → address. Empty for a later node, and for one that is alone.
+    pub seeds: BTreeMap<String, String>,
+    /// More addresses to ask.
+    pub join: Vec<String>,
+}
+
+/// How the search ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// This node makes the cluster, with these voters.
+    Founder { home: Home, voters: BTreeMap<NodeId, Place> },
+    /// There is a cluster; this node belongs to it, or asks to be admitted.
+    Member { home: Home },
+}
+
+impl Found {
+    pub fn home(&self) -> Home {
+        match self {
+            Self::Founder { home, .. } | Self::Member { home } => *home,
+        }
+    }
+}
+
+/// What cannot be waited out.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    #[error("what this node knows of its cluster cannot be read or written")]
+    Cell(#[source] CellError),
+    #[error("what this node wrote about its cluster is not readable")]
+    Unreadable(#[source] codec::CodecError),
+    #[error("the system gives no randomness")]
+    Randomness(#[source] getrandom::Error),
+}
+
+/// What is durable of all this. Shared between the search and those who ask.
+#[derive(Clone)]
+pub struct Bootstrap {
+    introduction: Arc<Introduction>,
+    cells: Cells,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    home: Option<Home>,
+    promised: Option<Promise>,
+}
+
+impl Bootstrap {
+    /// Reads what was promised and joined in earlier lives. Blocks on the disk.
+    pub fn open(introduction: Introduction, cells: Cells) -> Result<Self, BootstrapError> {
+        let known = Known { home: read_cell(&cells, CLUSTER)?, promised: read_cell(&cells, PROMISE)? };
+        Ok(Self { introduction: Arc::new(introduction), cells, known: Arc::new(Mutex::new(known)) })
+    }
+
+    pub fn home(&self) -> Option<Home> {
+        self.known.lock().home
+    }
+
+    /// Looks until a cluster is found, or may be founded. `say` is told what is waited for, whenever that changes.
+    pub async fn find(&self, transport: &dyn Transport, say: impl Fn(&str)) -> Result<Found, BootstrapError> {
+        if let Some(home) = self.home() {
+            return Ok(self.again(home));
+        }
+        if self.introduction.seeds.is_empty() && self.introduction.join.is_empty() {
+            return self.alone().await;
+        }
+        let mut said = String::new();
+        loop {
+            let missing = match self.round(transport).await? {
+                Round::Found(found) => return Ok(found),
+                Round::Waits(missing) => missing,
+            };
+            if missing != said {
+                say(&missing);
+                said = missing;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A life before knew the cluster. A founder that died before it could initialise does so now: its voters are those
+    /// of the promise it gave itself.
+    fn again(&self, home: Home) -> Found {
+        let known = self.known.lock();
+        match &known.promised {
+            Some(promise) if promise.node == self.introduction.me && !promise.voters.is_empty() => {
+                Found::Founder { home, voters: promise.voters.clone() }
+            }
+            Some(_) | None => Found::Member { home },
+        }
+    }
+
+    async fn alone(&self) -> Result<Found, BootstrapError> {
+        let home = Home { cluster: new_cluster()?, epoch: Epoch::default() };
+        let Introduction { me, place, .. } = &*self.introduction;
+        let voters = BTreeMap::from([(*me, place.clone())]);
+        let promise = Promise {
+            founder: place.name.clone(),
+            node: *me,
+            cluster: home.cluster,
+            seeds: Seeds::default(),
+            voters: voters.clone(),
+        };
+        self.keep_promise(promise).await?;
+        self.keep_home(home).await?;
+        Ok(Found::Founder { home, voters })
+    }
+
+    async fn round(&self, transport: &dyn Transport) -> Result<Round, BootstrapError> {
+        let addresses = self.addresses();
+        let asked = addresses.iter().map(|(_name, address)| ask::<_, Hello>(transport, address, Service::HELLO, &()));
+        let answers = join_all(asked).await;
+        let known = self.known.lock().clone();
+        for (_node, hello) in answers.iter().flatten() {
+            let Some(home) = hello.home else { continue };
+            if let Some(promise) = known.promised.as_ref().filter(|promise| promise.cluster != home.cluster) {
+                return Ok(Round::Waits(promise.elsewhere(&hello.name, home.cluster)));
+            }
+            self.keep_home(home).await?;
+            return Ok(Round::Found(Found::Member { home }));
+        }
+        let seeds = Seeds::of(&self.introduction.seeds);
+        match seeds.founder() {
+            Some(founder) if founder == self.introduction.place.name => {
+                self.found(transport, seeds, &addresses, &answers).await
+            }
+            Some(founder) => Ok(Round::Waits(waits_for(founder, &addresses, &answers))),
+            None => Ok(Round::Waits(format!(
+                "no node at {} knows a cluster yet",
+                addresses.iter().map(|(_name, address)| address.as_str()).collect::<Vec<_>>().join(", ")
+            ))),
+        }
+    }
+
+    /// Asks everyone for the promise, once everyone is there. Its own comes first.
+    async fn found(
+        &self,
+        transport: &dyn Transport,
+        seeds: Seeds,
+        addresses: &[(String, String)],
+        answers: &[Result<(NodeId, Hello), CallError>],
+    ) -> Result<Round, BootstrapError> {
+        let mut others = BTreeMap::new();
+        for ((name, address), answer) in addresses.iter().zip(answers) {
+            if !self.introduction.seeds.contains_key(name) {
+                continue;
+            }
+            match answer {
+                Ok((node, hello)) if hello.name == *name => {
+                    let place = Place { name: name.clone(), address: address.clone(), zone: None };
+                    others.insert(*node, place);
+                }
+                Ok((_, hello)) => {
+                    return Ok(Round::Waits(format!(
+                        "the node at {address} is called `{}`, and the seeds call it `{name}`",
+                        hello.name
+                    )));
+                }
+                Err(error) => return Ok(Round::Waits(format!("`{name}` at {address} does not answer: {error}"))),
+            }
+        }
+        let promise = self.own_promise(seeds, &others).await?;
+        if let Some(wrong) = promise.is_not_mine(self.introduction.me, &others) {
+            return Ok(Round::Waits(wrong));
+        }
+        let asks = Asks { promise: promise.clone() };
+        let promised = join_all(
+            others.values().map(|place| ask::<_, Answer>(transport, &place.address, Service::PROMISE, &asks)),
+        )
+        .await;
+        for (place, answer) in others.values().zip(promised) {
+            match answer {
+                Ok((_node, Answer::Promised)) => {}
+                Ok((_node, Answer::Refused { why })) => {
+                    return Ok(Round::Waits(format!("`{}` does not promise: {why}", place.name)));
+                }
+                Err(error) => return Ok(Round::Waits(format!("`{}` did not promise: {error}", place.name))),
+            }
+        }
+        let home = Home { cluster: promise.cluster, epoch: Epoch::default() };
+        self.keep_home(home).await?;
+        info!(cluster = %home.cluster, voters = promise.voters.len(), "a new cluster");
+        Ok(Round::Found(Found::Founder { home, voters: promise.voters }))
+    }
+
+    /// The promise this node gives itself, made once and durable before anyone else is asked.
+    async fn own_promise(&self, seeds: Seeds, others: &BTreeMap<NodeId, Place>) -> Result<Promise, BootstrapError> {
+        if let Some(promise) = self.known.lock().promised.clone() {
+            return Ok(promise);
+        }
+        let Introduction { me, place, .. } = &*self.introduction;
+        let founder = Founder { node: *me, place: place.clone() };
+        let promise = Promise::new(&founder, new_cluster()?, seeds, others);
+        self.keep_promise(promise.clone()).await?;
+        Ok(promise)
+    }
+
+    /// Withdraws a promise, if it can be: not while its founder answers, nor once the cluster exists.
+    pub async fn forget_promise(&self, transport: &dyn Transport) -> Result<(), NotForgotten> {
+        let known = self.known.lock().clone();
+        if let Some(home) = known.home {
+            return Err(NotForgotten::Member { cluster: home.cluster });
+        }
+        let promise = known.promised.ok_or(NotForgotten::None)?;
+        if let Some(address) = self.introduction.seeds.get(&promise.founder)
+            && let Ok((node, _hello)) = ask::<_, Hello>(transport, address, Service::HELLO, &()).await
+            && node == promise.node
+            && node != self.introduction.me
+        {
+            return Err(NotForgotten::Answers { founder: promise.founder, node });
+        }
+        let cells = self.cells.clone();
+        blocking(move || cells.remove(PROMISE).map_err(BootstrapError::Cell)).await.map_err(NotForgotten::Disk)?;
+        self.known.lock().promised = None;
+        Ok(())
+    }
+
+    /// What strangers may ask.
+    pub fn services(&self) -> Vec<(Service, Arc<dyn Handler>)> {
+        [Service::HELLO, Service::PROMISE]
+            .into_iter()
+            .map(|what| (what, Arc::new(Asked { bootstrap: self.clone(), what }) as Arc<dyn Handler>))
+            .collect()
+    }
+
+    fn hello(&self) -> Hello {
+        let Known { home, promised } = self.known.lock().clone();
+        Hello { node: self.introduction.me, name: self.introduction.place.name.clone(), home, promised }
+    }
+
+    async fn promise(&self, asks: Asks) -> Result<Answer, BootstrapError> {
+        let Known { home, promised } = self.known.lock().clone();
+        let own = Seeds::of(&self.introduction.seeds);
+        let answer = asks.answer(&own, promised.as_ref(), home.map(|home| home.cluster));
+        if answer == Answer::Promised && promised.is_none() {
+            // Two may ask at once; only one is written.
+            let mut promise = asks.promise;
+            promise.voters = BTreeMap::new();
+            if !self.keep_promise(promise).await? {
+                return Ok(Answer::Refused { why: "it has just promised someone else".to_owned() });
+            }
+        }
+        Ok(answer)
+    }
+
+    /// False when another promise was kept meanwhile.
+    async fn keep_promise(&self, promise: Promise) -> Result<bool, BootstrapError> {
+        let (cells, known) = (self.cells.clone(), Arc::clone(&self.known));
+        blocking(move || {
+            let mut known = known.lock();
+            if let Some(earlier) = &known.promised {
+                return Ok(earlier.node == promise.node && earlier.cluster == promise.cluster);
+            }
+            write_cell(&cells, PROMISE, &promise)?;
+            known.promised = Some(promise);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn keep_home(&self, home: Home) -> Result<(), BootstrapError> {
+        let (cells, known) = (self.cells.clone(), Arc::clone(&self.known));
+        blocking(move || {
+            write_cell(&cells, CLUSTER, &home)?;
+            known.lock().home = Some(home);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Everyone to ask, by what they are called; an address to join at has no name.
+    fn addresses(&self) -> Vec<(String, String)> {
+        let Introduction { place, seeds, join, .. } = &*self.introduction;
+        let named = seeds.iter().filter(|(name, _)| **name != place.name);
+        let mut seen = BTreeSet::new();
+        named
+            .map(|(name, address)| (name.clone(), address.clone()))
+            .chain(join.iter().map(|address| (String::new(), address.clone())))
+            .filter(|(_name, address)| seen.insert(address.clone()))
+            .collect()
+    }
+}
+
+enum Round {
+    Found(Found),
+    /// What is missing, in words.
+    Waits(String),
+}
+
+/// Why a promise stays.
+#[derive(Debug, thiserror::Error)]
+pub enum NotForgotten {
+    #[error("this node has promised nothing")]
+    None,
+    #[error("this node is a member of cluster {cluster} already")]
+    Member { cluster: ClusterId },
+    #[error("`{founder}` (node {node}), to whom it was given, answers; stop that node first")]
+    Answers { founder: String, node: NodeId },
+    #[error("the promise could not be removed")]
+    Disk(#[source] BootstrapError),
+}
+
+fn waits_for(
+    founder: &str,
+    addresses: &[(String, String)],
+    answers: &[Result<(NodeId, Hello), CallError>],
+) -> String {
+    let asked = addresses.iter().zip(answers).find(|((name, _), _)| name == founder);
+    match asked {
+        Some(((_, address), Err(error))) => {
+            format!("`{founder}`, the first of the seeds, initialises; at {address}: {error}")
+        }
+        Some((_, Ok(_))) => format!("`{founder}`, the first of the seeds, has not initialised yet"),
+        None => format!("`{founder}`, the first of the seeds, initialises"),
+    }
+}
+
+fn new_cluster() -> Result<ClusterId, BootstrapError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(BootstrapError::Randomness)?;
+    Ok(ClusterId::new(id))
+}
+
+async fn ask<Q: Serialize, A: DeserializeOwned>(
+    transport: &dyn Transport,
+    address: &str,
+    service: Service,
+    question: &Q,
+) -> Result<(NodeId, A), CallError> {
+    let body = to_bytes(question)?;
+    let (node, answer) = transport.call_address(address, service, body, ASK_MAX).await?;
+    Ok((node, from_bytes(&answer)?))
+}
+
+fn read_cell<T: DeserializeOwned>(cells: &Cells, name: &str) -> Result<Option<T>, BootstrapError> {
+    let Some(bytes) = cells.get(name).map_err(BootstrapError::Cell)? else { return Ok(None) };
+    let (_format, value) = codec::decode(&bytes, CELL_MAX).map_err(BootstrapError::Unreadable)?;
+    Ok(Some(value))
+}
+
+fn write_cell<T: Serialize>(cells: &Cells, name: &str, value: &T) -> Result<(), BootstrapError> {
+    let bytes = codec::encode(FORMAT, value).map_err(BootstrapError::Unreadable)?;
+    cells.set(name, &bytes).map_err(BootstrapError::Cell)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BootstrapError> + Send + 'static,
+) -> Result<T, BootstrapError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+    }
+}
+
+#[derive(Clone)]
+struct Asked {
+    bootstrap: Bootstrap,
+    what: Service,
+}
+
+impl Asked {
+    async fn answer(self, body: Bytes) -> Result<Bytes, Refusal> {
+        if self.what == Service::HELLO {
+            return Ok(to_bytes(&self.bootstrap.hello())?);
+        }
+        let asks: Asks = from_bytes(&body)?;
+        let answer = self.bootstrap.promise(asks).await;
+        let answer = answer.map_err(|error| Refusal::Failed { why: error.to_string() })?;
+        Ok(to_bytes(&answer)?)
+    }
+}
+
+impl Handler for Asked {
+    fn handle(&self, _from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        self.clone().answer(body).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Raft's calls between nodes, over whatever carries calls between nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+    VoteResponse,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::types::{Place, Raft, TypeConfig};
+use crate::id::NodeId;
+use crate::peer::frame::{from_bytes, to_bytes};
+use crate::peer::{CallError, Caller, Handler, Lane, Refusal, Service, Transport};
+
+/// Between two tries to reach a member that could not be reached. Death is gossip's to tell; this only saves work.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Makes a client for each member: cheap, since all share the transport's connections.
+#[derive(Clone)]
+pub struct Network {
+    transport: Arc<dyn Transport>,
+}
+
+impl Network {
+    pub fn new(transport: Arc<dyn Transport>) -> Self {
+        Self { transport }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Member;
+
+    async fn new_client(&mut self, target: NodeId, _place: &Place) -> Member {
+        Member { transport: Arc::clone(&self.transport), target }
+    }
+}
+
+/// One member, as the leader calls it.
+pub struct Member {
+    transport: Arc<dyn Transport>,
+    target: NodeId,
+}
+
+type Failed<E> = RPCError<NodeId, Place, RaftError<NodeId, E>>;
+
+impl Member {
+    async fn call<Q, A, E>(&self, service: Service, request: &Q, option: &RPCOption) -> Result<A, Failed<E>>
+    where
+        Q: Serialize,
+        A: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let body = to_bytes(request).map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        let answer = self.transport.call(self.target, Lane::Consensus, service, body, option.hard_ttl()).await;
+        let answer = answer.map_err(|error| unreachable_or_broken(&error))?;
+        let answer: Result<A, RaftError<NodeId, E>> =
+            from_bytes(&answer).map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))
+    }
+}
+
+/// Who cannot be reached is left alone for [`PAUSE`]; a call that merely failed may be tried again at once.
+fn unreachable_or_broken<E: std::error::Error>(error: &CallError) -> Failed<E> {
+    if !error.may_have_arrived() {
+        RPCError::Unreachable(Unreachable::new(error))
+    } else {
+        RPCError::Network(NetworkError::new(error))
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Member {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, Place, RaftError<NodeId>>> {
+        self.call(Service::RAFT_APPEND, &request, &option).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<
+        InstallSnapshotResponse<NodeId>,
+        RPCError<NodeId, Place, RaftError<NodeId, InstallSnapshotError>>,
+    > {
+        self.call(Service::RAFT_SNAPSHOT, &request, &option).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<NodeId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<NodeId>, RPCError<NodeId, Place, RaftError<NodeId>>> {
+        self.call(Service::RAFT_VOTE, &request, &option).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(PAUSE))
+    }
+}
+
+/// The other side: what members ask of this node's Raft.
+#[derive(Clone)]
+pub struct Inbound {
+    raft: Raft,
+    what: Service,
+}
+
+impl Inbound {
+    /// Every service of Raft's, with who answers it.
+    pub fn services(raft: &Raft) -> Vec<(Service, Arc<dyn Handler>)> {
+        [Service::RAFT_APPEND, Service::RAFT_SNAPSHOT, Service::RAFT_VOTE]
+            .into_iter()
+            .map(|what| (what, Arc::new(Self { raft: raft.clone(), what }) as Arc<dyn Handler>))
+            .collect()
+    }
+
+    async fn answer(self, body: Bytes) -> Result<Bytes, Refusal> {
+        match self.what {
+            Service::RAFT_APPEND => told(&self.raft.append_entries(read(&body)?).await),
+            Service::RAFT_SNAPSHOT => told(&self.raft.install_snapshot(read(&body)?).await),
+            _vote => told(&self.raft.vote(read(&body)?).await),
+        }
+    }
+}
+
+impl Handler for Inbound {
+    fn handle(&self, _from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        self.clone().answer(body).boxed()
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    Ok(from_bytes(body)?)
+}
+
+fn told<T: Serialize>(answer: &T) -> Result<Bytes, Refusal> {
+    Ok(to_bytes(answer)?)
+}

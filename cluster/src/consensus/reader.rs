@@ -1,0 +1,75 @@
+//! Linearizable reads: up to where a leader, confirmed by a quorum, has committed.
+//!
+//! Questions that arrive while a round runs wait for the next one: their index must be taken after they were asked.
+
+use openraft::error::{CheckIsLeaderError, RaftError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::types::Raft;
+use crate::id::NodeId;
+
+/// Questions that wait for one round. A node asks a few times in `stale_max`, and there are at most 64 nodes.
+const WAITING_MAX: usize = 1024;
+
+/// Why there is no index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum NotRead {
+    #[error("another node leads")]
+    NotLeader { leader: Option<NodeId> },
+    #[error("no quorum confirmed that this node still leads")]
+    NoQuorum,
+    /// It leads, but has not yet committed an entry of its own life and term: what it knows may be old.
+    #[error("this node has only begun to lead")]
+    TooSoon,
+    #[error("the member is being removed")]
+    Leaving,
+    #[error("{WAITING_MAX} questions are waiting already")]
+    Busy,
+    #[error("consensus has stopped on this node")]
+    Stopped,
+}
+
+type Answer = oneshot::Sender<Result<Option<u64>, NotRead>>;
+
+/// Where questions are handed in. Cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    queue: mpsc::Sender<Answer>,
+}
+
+impl Reader {
+    /// The handle, and the loop to run.
+    pub fn new(raft: Raft) -> (Self, impl Future<Output = ()>) {
+        let (queue, waiting) = mpsc::channel(WAITING_MAX);
+        (Self { queue }, run(raft, waiting))
+    }
+
+    /// The index that was committed when a quorum confirmed this node's lead, after this call.
+    pub async fn read_index(&self) -> Result<Option<u64>, NotRead> {
+        let (answer, answered) = oneshot::channel();
+        match self.queue.try_send(answer) {
+            Ok(()) => answered.await.unwrap_or(Err(NotRead::Stopped)),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(NotRead::Busy),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(NotRead::Stopped),
+        }
+    }
+}
+
+async fn run(raft: Raft, mut queue: mpsc::Receiver<Answer>) {
+    let mut together = Vec::new();
+    while queue.recv_many(&mut together, WAITING_MAX).await > 0 {
+        let found = match raft.get_read_log_id().await {
+            Ok((index, _applied)) => Ok(index.map(|id| id.index)),
+            Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward))) => {
+                Err(NotRead::NotLeader { leader: forward.leader_id })
+            }
+            Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => Err(NotRead::NoQuorum),
+            Err(RaftError::Fatal(_)) => Err(NotRead::Stopped),
+        };
+        for answer in together.drain(..) {
+            // Who asked may have given up.
+            let _gone = answer.send(found.clone());
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What breaks a world, a step at a time, and what it did.
+
+use crate::random::Random;
+use crate::world::simulated::World;
+
+/// One harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Harm {
+    /// A process ends without a word and starts again later.
+    Kill,
+    /// The power of one machine goes: what was not synced may be lost.
+    PowerCut,
+    /// The power of all machines goes at once.
+    PowerCutEverywhere,
+    /// Some nodes and the others do not hear each other.
+    Partition,
+    /// One node is heard by nobody, but hears all.
+    OneWay,
+    /// Calls get lost and overtake each other.
+    Loss,
+    /// Everything is whole again.
+    Heal,
+}
+
+impl Harm {
+    pub const ALL: [Self; 7] = [
+        Self::Kill,
+        Self::PowerCut,
+        Self::PowerCutEverywhere,
+        Self::Partition,
+        Self::OneWay,
+        Self::Loss,
+        Self::Heal,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::PowerCut => "power cut",
+            Self::PowerCutEverywhere => "power cut everywhere",
+            Self::Partition => "partition",
+            Self::OneWay => "one-way partition",
+            Self::Loss => "loss",
+            Self::Heal => "heal",
+        }
+    }
+}
+
+/// Does one harm and names it.
+pub async fn strike(world: &mut World, random: &mut Random) -> Harm {
+    let harm = Harm::ALL[random.below(Harm::ALL.len())];
+    let ids: Vec<_> = world.nodes.iter().map(|node| node.id).collect();
+    match harm {
+        Harm::Kill | Harm::PowerCut => {
+            let alive = world.alive();
+            if let Some(victim) = alive.get(random.below(alive.len())) {
+                world.crash(*victim, harm == Harm::PowerCut).await;
+            }
+        }
+        Harm::PowerCutEverywhere => {
+            for number in 0..ids.len() {
+                world.crash(number, true).await;
+            }
+        }
+        Harm::Partition => {
+            let cut = 1 + random.below(ids.len().saturating_sub(1));
+            let first = random.below(ids.len());
+            let side = |number: usize| (number + ids.len() - first) % ids.len() < cut;
+            for (a, from) in ids.iter().enumerate() {
+                for (b, to) in ids.iter().enumerate() {
+                    if side(a) != side(b) {
+                        world.network.block(*from, *to);
+                    }
+                }
+            }
+        }
+        Harm::OneWay => {
+            let silent = ids[random.below(ids.len())];
+            for to in ids.iter().filter(|to| **to != silent) {
+                world.network.block(silent, *to);
+            }
+        }
+        Harm::Loss => {
+            world.network.lose(10 + u32::try_from(random.below(30)).unwrap_or_default());
+            world.network.delay(0, 200);
+        }
+        Harm::Heal => heal(world).await,
+    }
+    harm
+}
+
+/// Starts whoever is down with a chance, so that the world does not stay dark.
+pub async fn restart_some(world: &mut World, random: &mut Random) {
+    for number in 0..world.nodes.len() {
+        if world.life(number).is_none() && random.percent(50) {
+            world.start(number).await;
+        }
+    }
+}
+
+/// Everything runs and hears everything.
+pub async fn heal(world: &mut World) {
+    world.network.heal();
+    for number in 0..world.nodes.len() {
+        world.start(number).await;
+    }
+}

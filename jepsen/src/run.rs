@@ -1,0 +1,231 @@
+//! One run: a world, what breaks it, what uses it, and the verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::check::durable;
+use crate::check::revoke::Watch;
+use crate::history::{Event, History, Operation, Outcome};
+use crate::nemesis::{Harm, heal, restart_some, strike};
+use crate::random::Random;
+use crate::workload;
+use crate::world::simulated::World;
+
+/// How a run goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub seed: u64,
+    pub nodes: usize,
+    /// Virtual time under faults.
+    pub time: Duration,
+    /// Off: nothing breaks, and everything must work.
+    pub faults: bool,
+}
+
+impl Options {
+    pub fn new(seed: u64) -> Self {
+        // Three nodes mostly; five every third time.
+        Self { seed, nodes: if seed % 3 == 2 { 5 } else { 3 }, time: Duration::from_secs(40), faults: true }
+    }
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// Every broken promise, in words. None: the run passed.
+    pub broken: Vec<String>,
+    pub ok: usize,
+    pub failed: usize,
+    pub unknown: usize,
+    pub revoked: usize,
+    pub harms: BTreeMap<Harm, usize>,
+    pub lost_calls: u64,
+    pub blocked_calls: u64,
+}
+
+/// Clients at once.
+const CLIENTS: usize = 4;
+
+/// Between two looks at whether a revoked key is served.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Virtual time in which a healed world must be of one mind.
+const CONVERGE_MAX: Duration = Duration::from_mins(2);
+
+/// Runs it in a runtime of its own, in virtual time.
+pub fn run(options: Options) -> std::io::Result<(Verdict, History)> {
+    cluster::consensus::types::seed_randomness(options.seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let history = History::default();
+    let verdict = runtime.block_on(play(options, history.clone()));
+    // What openraft spawned for lives that were ended ends here.
+    runtime.shutdown_background();
+    Ok((verdict, history))
+}
+
+struct Play {
+    world: Arc<tokio::sync::RwLock<World>>,
+    history: History,
+    watch: Arc<Mutex<Watch>>,
+    started: Instant,
+}
+
+async fn play(options: Options, history: History) -> Verdict {
+    let mut random = Random::new(options.seed);
+    let mut world = World::new(options.nodes, random.fork());
+    world.start_all().await;
+    let agreement = Arc::clone(&world.agreement);
+    let play = Play {
+        world: Arc::new(tokio::sync::RwLock::new(world)),
+        history,
+        watch: Arc::default(),
+        started: Instant::now(),
+    };
+    let mut harms = BTreeMap::new();
+    let until = play.started + options.time;
+    let clients = (0..CLIENTS).map(|number| play.client(number, random.fork(), until));
+    let clients = futures_util::future::join_all(clients);
+    let faults = play.faults(options.faults, random.fork(), until, &mut harms);
+    let looks = play.looks(until + Duration::from_secs(1));
+    let ((), (), _clients) = tokio::join!(faults, looks, clients);
+
+    let mut verdict = play.end().await;
+    verdict.harms = harms;
+    verdict.broken.extend(agreement.broken());
+    verdict.broken.extend(play.watch.lock().broken().iter().take(5).cloned());
+    verdict.revoked = play.watch.lock().keys().count();
+    verdict
+}
+
+impl Play {
+    async fn faults(&self, wanted: bool, mut random: Random, until: Instant, harms: &mut BTreeMap<Harm, usize>) {
+        // A world that never was whole would prove little.
+        sleep(Duration::from_secs(4)).await;
+        while wanted && Instant::now() < until {
+            let harm = strike(&mut *self.world.write().await, &mut random).await;
+            *harms.entry(harm).or_default() += 1;
+            sleep(random.milliseconds(300..4_000)).await;
+            restart_some(&mut *self.world.write().await, &mut random).await;
+            if random.percent(40) {
+                self.world.read().await.network.heal();
+            }
+            sleep(random.milliseconds(100..2_000)).await;
+        }
+        sleep_until(until).await;
+    }
+
+    async fn client(&self, number: usize, mut random: Random, until: Instant) {
+        let mut made = Vec::new();
+        let mut count = 0;
+        while Instant::now() < until {
+            sleep(random.milliseconds(1..150)).await;
+            let (node, consensus) = {
+                let world = self.world.read().await;
+                let alive = world.alive();
+                let Some(node) = alive.get(random.below(alive.len())).copied() else { continue };
+                let Some(life) = world.life(node) else { continue };
+                (node, life.consensus)
+            };
+            let (operation, (outcome, words)) = if random.percent(15) && !made.is_empty() {
+                let key: String = made.swap_remove(random.below(made.len()));
+                let outcome = workload::revoke(&consensus, &key).await;
+                if outcome.0 == Outcome::Ok {
+                    self.watch.lock().returned(&key, self.now());
+                }
+                (Operation::Revoke { key }, outcome)
+            } else {
+                count += 1;
+                let key = format!("key-{number}-{count}");
+                let outcome = workload::create(&consensus, &key).await;
+                if outcome.0 == Outcome::Ok {
+                    made.push(key.clone());
+                }
+                (Operation::Create { key }, outcome)
+            };
+            self.history.add(Event { at: self.now(), node, operation, outcome, words });
+        }
+    }
+
+    async fn looks(&self, until: Instant) {
+        while Instant::now() < until {
+            self.look().await;
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look(&self) {
+        let world = self.world.read().await;
+        let mut watch = self.watch.lock();
+        let keys: Vec<String> = watch.keys().cloned().collect();
+        for key in keys {
+            for node in 0..world.nodes.len() {
+                watch.looked(&key, node, world.serves(node, &key), self.now());
+            }
+        }
+    }
+
+    /// Heals the world, waits until all nodes are of one mind, and compares that with the history.
+    async fn end(&self) -> Verdict {
+        heal(&mut *self.world.write().await).await;
+        let mut verdict = Verdict {
+            ok: self.history.count(&Outcome::Ok),
+            failed: self.history.count(&Outcome::Fail),
+            unknown: self.history.count(&Outcome::Info),
+            ..Verdict::default()
+        };
+        let world = self.world.read().await;
+        let last = world.life(0).map(|life| life.consensus);
+        let settled = match &last {
+            Some(consensus) => timeout(CONVERGE_MAX, converge(&world, consensus)).await.unwrap_or_default(),
+            None => None,
+        };
+        let harm = world.network.harm();
+        (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
+        match settled {
+            Some((keys, revoked)) => verdict.broken = durable::check(&self.history.events(), &keys, &revoked),
+            None => verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}")),
+        }
+        drop(world);
+        self.look().await;
+        verdict
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// A command that goes through, and every node with all of it. The keys of the register, and those revoked.
+async fn converge(
+    world: &World,
+    consensus: &cluster::consensus::Consensus,
+) -> Option<(BTreeSet<String>, BTreeSet<String>)> {
+    let mut tries = 0;
+    let index = loop {
+        tries += 1;
+        let (outcome, words) = workload::create(consensus, &format!("last-{tries}")).await;
+        if outcome == Outcome::Ok {
+            break words;
+        }
+    };
+    drop(index);
+    let index = loop {
+        if let Ok(index) = consensus.read_index(Duration::from_secs(3)).await {
+            break index;
+        }
+    };
+    for number in 0..world.nodes.len() {
+        let life = world.life(number)?;
+        let mut progress = life.consensus.progress();
+        progress.wait_for(|progress| progress.has(index)).await.ok()?;
+    }
+    Some(consensus.read(|register| {
+        let names = || register.key_names().map(str::to_owned);
+        let revoked = names().filter(|name| register.is_revoked(name)).collect();
+        (names().collect(), revoked)
+    }))
+}

@@ -1,0 +1,4 @@
+//! Where nodes live.
+
+pub mod network;
+pub mod simulated;

@@ -1,0 +1,85 @@
+//! Fifty worlds under crash, power cut, partition, loss and reorder keep what was promised.
+//!
+//! `LEA_SEEDS=FIRST..END` runs others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jepsen::nemesis::Harm;
+use jepsen::run::{Options, Verdict, run};
+
+const SEEDS: u64 = 52;
+
+fn seeds() -> std::ops::Range<u64> {
+    let wanted = std::env::var("LEA_SEEDS").ok();
+    let range = wanted.as_deref().and_then(|text| text.split_once(".."));
+    let parsed = range.and_then(|(first, end)| Some(first.parse().ok()?..end.parse().ok()?));
+    parsed.unwrap_or(0..SEEDS)
+}
+
+fn play(seed: u64) -> Verdict {
+    let (verdict, _history) = run(Options::new(seed)).unwrap();
+    assert!(
+        verdict.broken.is_empty(),
+        "seed {seed}: {:#?}\nagain: cargo run -p jepsen -- --seed {seed} --history",
+        verdict.broken
+    );
+    verdict
+}
+
+/// Each quarter is a test of its own, so that they share the cores.
+fn quarter(number: u64) {
+    let mut harms: BTreeMap<Harm, usize> = BTreeMap::new();
+    let (mut ok, mut revoked, mut lost, mut blocked) = (0, 0, 0, 0);
+    let all = seeds();
+    let standard = all == (0..SEEDS);
+    for seed in all.filter(|seed| seed % 4 == number) {
+        let verdict = play(seed);
+        for (harm, count) in verdict.harms {
+            *harms.entry(harm).or_default() += count;
+        }
+        ok += verdict.ok;
+        revoked += verdict.revoked;
+        lost += verdict.lost_calls;
+        blocked += verdict.blocked_calls;
+    }
+    // What never happened was never tested.
+    if standard {
+        for harm in Harm::ALL {
+            assert!(harms.get(&harm).is_some_and(|count| *count > 0), "no seed had a {}", harm.name());
+        }
+        assert!(ok > 500 && revoked > 20 && lost > 50 && blocked > 50, "{ok} {revoked} {lost} {blocked}");
+    }
+}
+
+#[test]
+fn promises_hold_under_faults_first_quarter() {
+    quarter(0);
+}
+
+#[test]
+fn promises_hold_under_faults_second_quarter() {
+    quarter(1);
+}
+
+#[test]
+fn promises_hold_under_faults_third_quarter() {
+    quarter(2);
+}
+
+#[test]
+fn promises_hold_under_faults_last_quarter() {
+    quarter(3);
+}
+
+/// Without faults nothing may fail once there is a leader: else a fault proves nothing.
+#[test]
+fn without_faults_everything_works() {
+    let options = Options { faults: false, time: Duration::from_secs(20), ..Options::new(1) };
+    let (verdict, history) = run(options).unwrap();
+
+    assert!(verdict.broken.is_empty(), "{:#?}", verdict.broken);
+    let late = history.events().into_iter().filter(|event| event.at > Duration::from_secs(5));
+    let unwell: Vec<_> = late.filter(|event| event.outcome != jepsen::history::Outcome::Ok).collect();
+    assert!(unwell.is_empty(), "{unwell:#?}");
+}
