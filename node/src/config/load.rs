@@ -382,7 +382,10 @@ providers: { openai: { api_key: none } }
         );
 
         assert_eq!(told.len(), 4, "{told:#?}");
-        assert!(told[0].starts_with("3:1 cluster.advertise: is missing, and `listen.peer` is 0.0.0.0:7947"), "{told:#?}");
+        assert!(
+            told[0].starts_with("3:1 cluster.advertise: is missing, and `listen.peer` is 0.0.0.0:7947"),
+            "{told:#?}"
+        );
         assert!(told[1].starts_with("3:12 cluster.secret: environment variable `ABSENT` is not set"), "{told:#?}");
         assert!(
             told[2].contains(" cluster.seeds: has edge-0, edge-2 and not this node, which is called `edge-1`"),
@@ -390,7 +393,7 @@ providers: { openai: { api_key: none } }
         );
         assert!(told[3].contains(" cluster.seeds.edge-2: is `edge-2`; expected `host:port`"), "{told:#?}");
         let told = problems(&MEMBER.replace("api: 0.0.0.0:8080", "api: 127.0.0.1:7947"));
-        assert_eq!(told, ["1:31 listen.peer: is 0.0.0.0:7947, and `api` is 127.0.0.1:7947; give each its own port"]);
+        assert_eq!(told, ["1:32 listen.peer: is 0.0.0.0:7947, and `api` is 127.0.0.1:7947; give each its own port"]);
         loaded("listen: { api: 127.0.0.1:7947 }\nproviders: { openai: { api_key: none } }\n");
     }
 
