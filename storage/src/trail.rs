@@ -1,0 +1,230 @@
+//! The append-only trail of what was changed, by whom: opaque records under the index that made them. Kept in sled.
+//!
+//! Every call blocks for as long as the disk takes: on a runtime, call them where blocking is allowed.
+//!
+//! Two traps of sled shape this file. Its `flush` starts writing and does not sync: [`Trail::flush`] syncs the file itself.
+//! And a leaf page above a quarter of a segment becomes a file of its own that is never synced, so records are cut into
+//! chunks so small that a whole leaf stays below.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sled::{Batch, Db, Tree};
+
+use crate::cell::REJOIN;
+use crate::codec::{self, CodecError};
+use crate::fatal::OnFatal;
+
+/// Bytes of one record. A larger one is refused.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// Records one call of [`Trail::range`] answers.
+pub const RANGE_MAX: usize = 10_000;
+
+/// A leaf is split beyond 16 chunks; 32 of this size and their keys are below the 128 KiB from which sled would make a blob.
+const CHUNK_BYTES: usize = 3_584;
+
+/// The default would be 1 GiB.
+const CACHE_BYTES: u64 = 16 << 20;
+
+/// sled's one file.
+const FILE: &str = "db";
+const TREE: &str = "trail";
+const VERSION: u8 = 1;
+
+/// Cheap to clone: clones are the same trail.
+#[derive(Clone)]
+pub struct Trail {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    database: Db,
+    tree: Tree,
+    /// `None` for a trail that ends with the process.
+    file: Option<File>,
+    on_fatal: OnFatal,
+    broken: AtomicBool,
+}
+
+/// Why the trail does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum TrailOpenError {
+    #[error("the trail's files could not be opened or made durable")]
+    Io(#[source] io::Error),
+
+    #[error("the trail does not open: {found}. {REJOIN}")]
+    Damaged { found: String },
+}
+
+/// Why a record was not written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum TrailError {
+    #[error("a record of {found} bytes is more than {RECORD_BYTES_MAX}")]
+    TooLarge { found: usize },
+
+    /// Replay gave something else than the first time. The record of the first time stands.
+    #[error("another record stands under index {index}")]
+    Differs { index: u64 },
+
+    #[error("the trail's database failed")]
+    Database(#[source] sled::Error),
+
+    #[error("record {index} of the trail is damaged. {REJOIN}")]
+    Damaged {
+        index: u64,
+        #[source]
+        cause: CodecError,
+    },
+
+    #[error("the trail could not be made durable")]
+    Unsynced(#[source] io::Error),
+
+    #[error("the trail could not be made durable before, so nothing is acknowledged any more")]
+    Broken,
+}
+
+impl Trail {
+    /// `directory` is the trail's alone.
+    pub fn open(directory: &Path, on_fatal: OnFatal) -> Result<Self, TrailOpenError> {
+        let database = open(&configuration().path(directory))?;
+        let file = sync_new_files(directory).map_err(TrailOpenError::Io)?;
+        Self::with(database, Some(file), on_fatal)
+    }
+
+    /// One that nobody needs tomorrow: for tests and simulated nodes.
+    pub fn temporary() -> Result<Self, TrailOpenError> {
+        Self::with(open(&configuration().temporary(true))?, None, Arc::new(|_reason| {}))
+    }
+
+    fn with(database: Db, file: Option<File>, on_fatal: OnFatal) -> Result<Self, TrailOpenError> {
+        let damaged = |found: String| TrailOpenError::Damaged { found };
+        let tree = database.open_tree(TREE).map_err(|error| damaged(error.to_string()))?;
+        let trail =
+            Self { shared: Arc::new(Shared { database, tree, file, on_fatal, broken: AtomicBool::new(false) }) };
+        trail.remove_torn_end().map_err(|error| damaged(error.to_string()))?;
+        trail.flush().map_err(|error| damaged(error.to_string()))?;
+        Ok(trail)
+    }
+
+    /// Writes the record of `index`; durable after the next [`flush`](Self::flush). Writing the same again changes nothing.
+    pub fn append(&self, index: u64, record: &[u8]) -> Result<(), TrailError> {
+        if record.len() > RECORD_BYTES_MAX {
+            return Err(TrailError::TooLarge { found: record.len() });
+        }
+        if let Some(before) = self.get(index)? {
+            return if before == record { Ok(()) } else { Err(TrailError::Differs { index }) };
+        }
+        let mut batch = Batch::default();
+        for (number, chunk) in (0u16..).zip(codec::seal(VERSION, &[record]).chunks(CHUNK_BYTES)) {
+            batch.insert(&key_of(index, number), chunk);
+        }
+        self.shared.tree.apply_batch(batch).map_err(TrailError::Database)
+    }
+
+    pub fn get(&self, index: u64) -> Result<Option<Vec<u8>>, TrailError> {
+        let mut sealed = Vec::new();
+        for chunk in self.shared.tree.scan_prefix(index.to_be_bytes()) {
+            sealed.extend_from_slice(&chunk.map_err(TrailError::Database)?.1);
+        }
+        if sealed.is_empty() { Ok(None) } else { open_record(index, &sealed).map(Some) }
+    }
+
+    /// Records from index `from` on, at most `limit` and [`RANGE_MAX`] of them, in order.
+    pub fn range(&self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, TrailError> {
+        let limit = limit.min(RANGE_MAX);
+        let mut sealed = BTreeMap::<u64, Vec<u8>>::new();
+        for chunk in self.shared.tree.range(key_of(from, 0)..) {
+            let (key, chunk) = chunk.map_err(TrailError::Database)?;
+            let Some(index) = index_of(&key) else { continue };
+            if sealed.len() == limit && !sealed.contains_key(&index) {
+                break;
+            }
+            sealed.entry(index).or_default().extend_from_slice(&chunk);
+        }
+        sealed.into_iter().map(|(index, sealed)| Ok((index, open_record(index, &sealed)?))).collect()
+    }
+
+    /// The index of the newest record.
+    pub fn last(&self) -> Result<Option<u64>, TrailError> {
+        let last = self.shared.tree.last().map_err(TrailError::Database)?;
+        Ok(last.and_then(|(key, _chunk)| index_of(&key)))
+    }
+
+    /// Makes everything appended before durable. A failure is fatal and never tried again.
+    pub fn flush(&self) -> Result<(), TrailError> {
+        if self.shared.broken.load(Ordering::Acquire) {
+            return Err(TrailError::Broken);
+        }
+        let flushed =
+            self.shared.database.flush().map_err(io::Error::from).and_then(|_bytes| match &self.shared.file {
+                Some(file) => Ok(rustix::fs::fdatasync(file)?),
+                None => Ok(()),
+            });
+        flushed.map_err(|cause| {
+            self.shared.broken.store(true, Ordering::Release);
+            (self.shared.on_fatal)(&format!("the trail could not be made durable: {cause}"));
+            TrailError::Unsynced(cause)
+        })
+    }
+
+    /// A record whose last chunks never arrived was not acknowledged; replay writes it again.
+    fn remove_torn_end(&self) -> Result<(), TrailError> {
+        let Some(index) = self.last()? else { return Ok(()) };
+        let Err(TrailError::Damaged { .. }) = self.get(index) else { return Ok(()) };
+        tracing::warn!(index, "removing a record of the trail that was never finished");
+        for key in self.shared.tree.scan_prefix(index.to_be_bytes()).keys() {
+            let key = key.map_err(TrailError::Database)?;
+            self.shared.tree.remove(key).map_err(TrailError::Database)?;
+        }
+        Ok(())
+    }
+}
+
+fn configuration() -> sled::Config {
+    sled::Config::new().cache_capacity(CACHE_BYTES).flush_every_ms(None)
+}
+
+/// sled answers some damage with an error and some with a panic.
+fn open(configuration: &sled::Config) -> Result<Db, TrailOpenError> {
+    let damaged = |found: String| TrailOpenError::Damaged { found };
+    match panic::catch_unwind(AssertUnwindSafe(|| configuration.open())) {
+        Ok(Ok(database)) => Ok(database),
+        Ok(Err(sled::Error::Io(error))) => Err(TrailOpenError::Io(error)),
+        Ok(Err(error)) => Err(damaged(error.to_string())),
+        Err(_panic) => Err(damaged("its database panicked".to_owned())),
+    }
+}
+
+/// sled syncs neither the names of its files nor the small ones beside its log.
+fn sync_new_files(directory: &Path) -> io::Result<File> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_file() {
+            rustix::fs::fsync(File::open(path)?)?;
+        }
+    }
+    rustix::fs::fsync(File::open(directory)?)?;
+    File::open(directory.join(FILE))
+}
+
+fn key_of(index: u64, chunk: u16) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    key[8..].copy_from_slice(&chunk.to_be_bytes());
+    key
+}
+
+fn index_of(key: &[u8]) -> Option<u64> {
+    key.first_chunk().map(|index| u64::from_be_bytes(*index))
+}
+
+fn open_record(index: u64, sealed: &[u8]) -> Result<Vec<u8>, TrailError> {
+    let (_version, record) = codec::unseal(sealed).map_err(|cause| TrailError::Damaged { index, cause })?;
+    Ok(record.to_vec())
+}
