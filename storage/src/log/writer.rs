@@ -256,14 +256,14 @@ impl Writer {
         let Some(mut segment) = self.shared.segments.lock().last().cloned() else { return Ok(()) };
         let file = self.last_file()?;
         let length = segment.offset(index).unwrap_or(segment.length);
+        let checksum_at = |offset| {
+            let mut checksum = [0; 4];
+            file.read_at(u64::from(offset), &mut checksum)?;
+            Ok(u32::from_le_bytes(checksum))
+        };
+        segment.cut(index, checksum_at).map_err(fatal("log segment could not be read"))?;
+        // Nothing of a write that failed need have arrived.
         if file.length().map_err(fatal("log segment could not be read"))? != u64::from(length) {
-            segment
-                .cut(index, |offset| {
-                    let mut link = [0; 4];
-                    file.read_at(u64::from(offset), &mut link)?;
-                    Ok(u32::from_le_bytes(link))
-                })
-                .map_err(fatal("log segment could not be read"))?;
             file.truncate(u64::from(length)).map_err(fatal("log segment could not be cut"))?;
             file.sync().map_err(fatal("log segment could not be made durable"))?;
         }
