@@ -153,3 +153,97 @@ fn file_of(name: &str) -> Result<String, CellError> {
         Err(CellError::Name { name: name.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::simulated::SimulatedDisk;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn open(machine: &SimulatedDisk) -> Cells {
+        Cells::open(machine.disk(), Arc::new(|_reason| {})).unwrap()
+    }
+
+    proptest! {
+        /// Whenever the power goes or a sync fails, a cell has its last acknowledged value or one set after it; and what was
+        /// read once does not go back.
+        #[test]
+        fn a_cell_is_old_or_new(
+            values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 1..6),
+            fail_after in 0..20u64, seeds: (u64, u64), kill: bool,
+        ) {
+            let machine = SimulatedDisk::new();
+            let cells = open(&machine);
+            machine.fail_syncs_after(fail_after);
+            let acknowledged = values.iter().take_while(|value| cells.set("vote", value).is_ok()).count();
+
+            machine.mend_syncs();
+            if kill { machine.kill() } else { machine.crash(seeds.0) }
+            let found = open(&machine).get("vote").unwrap();
+            machine.crash(seeds.1);
+
+            let state = |set: usize| set.checked_sub(1).map(|last| values[last].clone());
+            prop_assert!(found == state(acknowledged) || (acknowledged < values.len() && found == state(acknowledged + 1)));
+            prop_assert_eq!(open(&machine).get("vote").unwrap(), found);
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_is_fatal_and_final() {
+        let machine = SimulatedDisk::new();
+        let told = Arc::new(AtomicBool::new(false));
+        let heard = Arc::clone(&told);
+        let cells = Cells::open(machine.disk(), Arc::new(move |_reason| heard.store(true, Ordering::Relaxed))).unwrap();
+
+        machine.fail_syncs_after(0);
+        assert!(matches!(cells.set("vote", b"1"), Err(CellError::Unsynced { .. })));
+        machine.mend_syncs();
+
+        assert!(told.load(Ordering::Relaxed));
+        assert!(matches!(cells.set("vote", b"2"), Err(CellError::Broken)));
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_value() {
+        let machine = SimulatedDisk::new();
+        let cells = open(&machine);
+        cells.set("vote", b"old").unwrap();
+
+        machine.set_capacity(Some(12));
+        assert!(matches!(cells.set("vote", b"new"), Err(CellError::NoSpace { .. })));
+
+        assert_eq!(cells.get("vote").unwrap().unwrap(), b"old");
+        machine.set_capacity(None);
+        cells.set("vote", b"new").unwrap();
+        assert_eq!(cells.get("vote").unwrap().unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_damaged_cell_is_refused_with_advice_and_a_removed_one_is_gone() {
+        let machine = SimulatedDisk::new();
+        let cells = open(&machine);
+        cells.set("vote", b"1").unwrap();
+        cells.set("promise", b"2").unwrap();
+
+        assert!(machine.damage("vote.cell", 5, 1));
+        cells.remove("promise").unwrap();
+        cells.remove("never-set").unwrap();
+        machine.crash(1);
+
+        let error = open(&machine).get("vote").unwrap_err();
+        assert!(error.to_string().contains("join as a new node"), "{error}");
+        assert_eq!(open(&machine).get("promise").unwrap(), None);
+    }
+
+    #[test]
+    fn names_that_could_leave_the_directory_are_refused() {
+        let cells = open(&SimulatedDisk::new());
+
+        for name in ["", "../vote", "a/b", "A", "a.cell", &"a".repeat(CELL_NAME_MAX + 1)] {
+            assert!(matches!(cells.set(name, b""), Err(CellError::Name { .. })), "{name}");
+            assert!(matches!(cells.get(name), Err(CellError::Name { .. })), "{name}");
+        }
+        assert!(matches!(cells.set("a", &vec![0; CELL_BYTES_MAX + 1]), Err(CellError::TooLarge { .. })));
+    }
+}

@@ -183,3 +183,72 @@ fn parse(content: &Bytes) -> Option<Snapshot> {
 fn file_of(number: u64) -> String {
     format!("{number:020}{ENDING}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::simulated::SimulatedDisk;
+    use proptest::prelude::*;
+
+    fn open(machine: &SimulatedDisk) -> Snapshots {
+        Snapshots::open(machine.disk(), Arc::new(|_reason| {})).unwrap()
+    }
+
+    fn snapshot(number: usize) -> Snapshot {
+        let data = vec![u8::try_from(number).unwrap(); 300];
+        Snapshot { id: format!("term-{number}"), meta: Bytes::from(format!("meta {number}")), data: data.into() }
+    }
+
+    proptest! {
+        /// Whenever the power goes or a sync fails, the newest snapshot is the last acknowledged one or one saved after it.
+        #[test]
+        fn the_newest_is_old_or_new(count in 1..6usize, fail_after in 0..20u64, seeds: (u64, u64), kill: bool) {
+            let machine = SimulatedDisk::new();
+            let snapshots = open(&machine);
+            machine.fail_syncs_after(fail_after);
+            let save = |number| { let Snapshot { id, meta, data } = snapshot(number); snapshots.save(&id, &meta, &data) };
+            let acknowledged = (1..=count).take_while(|number| save(*number).is_ok()).count();
+
+            machine.mend_syncs();
+            if kill { machine.kill() } else { machine.crash(seeds.0) }
+            let found = open(&machine).latest().unwrap();
+            machine.crash(seeds.1);
+
+            let state = |saved: usize| (saved > 0).then(|| snapshot(saved));
+            prop_assert!(found == state(acknowledged) || (acknowledged < count && found == state(acknowledged + 1)));
+            prop_assert_eq!(open(&machine).latest().unwrap(), found);
+        }
+    }
+
+    #[test]
+    fn two_are_kept_and_a_damaged_one_is_passed_over_unless_both_are() {
+        let machine = SimulatedDisk::new();
+        let snapshots = open(&machine);
+        for number in 1..=5 {
+            let Snapshot { id, meta, data } = snapshot(number);
+            snapshots.save(&id, &meta, &data).unwrap();
+        }
+
+        let files = machine.disk().list().unwrap();
+        assert_eq!(files.len(), SNAPSHOTS_MAX);
+        assert_eq!(snapshots.latest().unwrap(), Some(snapshot(5)));
+        assert!(machine.damage(&files[1], 100, 1));
+        assert_eq!(snapshots.latest().unwrap(), Some(snapshot(4)));
+        assert!(machine.damage(&files[0], 100, 1));
+        assert!(matches!(snapshots.latest(), Err(SnapshotError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_snapshot_before() {
+        let machine = SimulatedDisk::new();
+        let snapshots = open(&machine);
+        snapshots.save("a", b"", b"old").unwrap();
+
+        machine.set_capacity(Some(40));
+        let refused = snapshots.save("b", b"", &[0; 100]);
+
+        assert!(matches!(refused, Err(SnapshotError::NoSpace { .. })));
+        assert_eq!(snapshots.latest().unwrap().unwrap().id, "a");
+        assert_eq!(machine.disk().list().unwrap().len(), 1, "nothing half-written stays");
+    }
+}

@@ -228,3 +228,99 @@ fn open_record(index: u64, sealed: &[u8]) -> Result<Vec<u8>, TrailError> {
     let (_version, record) = codec::unseal(sealed).map_err(|cause| TrailError::Damaged { index, cause })?;
     Ok(record.to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open_at(path: &Path) -> Trail {
+        Trail::open(path, Arc::new(|reason| panic!("{reason}"))).unwrap()
+    }
+
+    #[test]
+    fn records_of_any_size_come_back_in_order_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let records: Vec<(u64, Vec<u8>)> = [0, 1, CHUNK_BYTES - 5, CHUNK_BYTES, 100_000, RECORD_BYTES_MAX]
+            .into_iter()
+            .zip([3, 4, 255, 256, 70_000, u64::MAX])
+            .map(|(size, index)| (index, vec![b'x'; size]))
+            .collect();
+        let trail = open_at(directory.path());
+        for (index, record) in records.iter().rev() {
+            trail.append(*index, record).unwrap();
+        }
+        trail.flush().unwrap();
+        drop(trail);
+
+        let trail = open_at(directory.path());
+
+        assert_eq!(trail.range(0, 100).unwrap(), records);
+        assert_eq!(trail.range(256, 2).unwrap(), records[3..5]);
+        assert_eq!(trail.last().unwrap(), Some(u64::MAX));
+        assert!(trail.get(5).unwrap().is_none());
+    }
+
+    #[test]
+    fn replay_changes_nothing_and_another_record_is_refused() {
+        let trail = Trail::temporary().unwrap();
+        trail.append(1, b"first").unwrap();
+
+        trail.append(1, b"first").unwrap();
+        let other = trail.append(1, b"other");
+        let large = trail.append(2, &vec![0; RECORD_BYTES_MAX + 1]);
+
+        assert!(matches!(other, Err(TrailError::Differs { index: 1 })));
+        assert!(matches!(large, Err(TrailError::TooLarge { .. })));
+        assert_eq!(trail.range(0, 9).unwrap(), [(1, b"first".to_vec())]);
+    }
+
+    /// sled would write a large leaf into a file that it never syncs.
+    #[test]
+    fn nothing_becomes_a_file_that_is_never_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let trail = open_at(directory.path());
+        for index in 0..200 {
+            trail.append(index, &vec![b'x'; 20_000]).unwrap();
+        }
+        trail.flush().unwrap();
+
+        let blobs = fs::read_dir(directory.path().join("blobs")).unwrap().count();
+
+        assert_eq!(blobs, 0);
+    }
+
+    #[test]
+    fn a_record_that_was_never_finished_is_removed_and_may_be_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let trail = open_at(directory.path());
+        trail.append(1, b"whole").unwrap();
+        trail.append(2, &vec![b'x'; 10_000]).unwrap();
+        trail.shared.tree.remove(key_of(2, 2)).unwrap();
+        trail.flush().unwrap();
+        drop(trail);
+
+        let trail = open_at(directory.path());
+
+        assert_eq!(trail.last().unwrap(), Some(1));
+        trail.append(2, &vec![b'x'; 10_000]).unwrap();
+        assert_eq!(trail.last().unwrap(), Some(2));
+    }
+
+    #[test]
+    fn damage_is_refused_with_advice() {
+        let directory = tempfile::tempdir().unwrap();
+        let trail = open_at(directory.path());
+        for index in 0..50 {
+            trail.append(index, &vec![b'x'; 10_000]).unwrap();
+        }
+        trail.flush().unwrap();
+        drop(trail);
+        let content = fs::read(directory.path().join(FILE)).unwrap();
+        fs::write(directory.path().join("conf"), "not a configuration").unwrap();
+        assert!(!content.is_empty());
+
+        let error = Trail::open(directory.path(), Arc::new(|_reason| {})).err().expect("refused").to_string();
+
+        assert!(error.contains("let it join as a new node"), "{error}");
+    }
+}
