@@ -68,12 +68,18 @@ pub enum TrailError {
     #[error("a record of {found} bytes is more than {RECORD_BYTES_MAX}")]
     TooLarge { found: usize },
 
+    #[error("the trail ends at record {found:?}, and record {wanted} had been kept. {REJOIN}")]
+    Short { wanted: u64, found: Option<u64> },
+
     /// Replay gave something else than the first time. The record of the first time stands.
     #[error("another record stands under index {index}")]
     Differs { index: u64 },
 
     #[error("the trail's database failed")]
     Database(#[source] sled::Error),
+
+    #[error("the trail's database is damaged: {found}. {REJOIN}")]
+    Corrupt { found: String },
 
     #[error("record {index} of the trail is damaged. {REJOIN}")]
     Damaged {
@@ -124,13 +130,13 @@ impl Trail {
         for (number, chunk) in (0u16..).zip(codec::seal(VERSION, &[record]).chunks(CHUNK_BYTES)) {
             batch.insert(&key_of(index, number), chunk);
         }
-        self.shared.tree.apply_batch(batch).map_err(TrailError::Database)
+        self.shared.tree.apply_batch(batch).map_err(failed)
     }
 
     pub fn get(&self, index: u64) -> Result<Option<Vec<u8>>, TrailError> {
         let mut sealed = Vec::new();
         for chunk in self.shared.tree.scan_prefix(index.to_be_bytes()) {
-            sealed.extend_from_slice(&chunk.map_err(TrailError::Database)?.1);
+            sealed.extend_from_slice(&chunk.map_err(failed)?.1);
         }
         if sealed.is_empty() { Ok(None) } else { open_record(index, &sealed).map(Some) }
     }
@@ -140,7 +146,7 @@ impl Trail {
         let limit = limit.min(RANGE_MAX);
         let mut sealed = BTreeMap::<u64, Vec<u8>>::new();
         for chunk in self.shared.tree.range(key_of(from, 0)..) {
-            let (key, chunk) = chunk.map_err(TrailError::Database)?;
+            let (key, chunk) = chunk.map_err(failed)?;
             let Some(index) = index_of(&key) else { continue };
             if sealed.len() == limit && !sealed.contains_key(&index) {
                 break;
@@ -152,8 +158,18 @@ impl Trail {
 
     /// The index of the newest record.
     pub fn last(&self) -> Result<Option<u64>, TrailError> {
-        let last = self.shared.tree.last().map_err(TrailError::Database)?;
+        let last = self.shared.tree.last().map_err(failed)?;
         Ok(last.and_then(|(key, _chunk)| index_of(&key)))
+    }
+
+    /// Refuses a trail that has lost its end. sled takes damage to its newest pages for a write that never finished and
+    /// goes back to before it, so who knows what was flushed has to ask, at start: with the index of the newest record
+    /// that will not be replayed.
+    pub fn check_reaches(&self, wanted: u64) -> Result<(), TrailError> {
+        match self.last()? {
+            Some(last) if last >= wanted => Ok(()),
+            found => Err(TrailError::Short { wanted, found }),
+        }
     }
 
     /// Makes everything appended before durable. A failure is fatal and never tried again.
@@ -179,10 +195,18 @@ impl Trail {
         let Err(TrailError::Damaged { .. }) = self.get(index) else { return Ok(()) };
         tracing::warn!(index, "removing a record of the trail that was never finished");
         for key in self.shared.tree.scan_prefix(index.to_be_bytes()).keys() {
-            let key = key.map_err(TrailError::Database)?;
-            self.shared.tree.remove(key).map_err(TrailError::Database)?;
+            let key = key.map_err(failed)?;
+            self.shared.tree.remove(key).map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+fn failed(error: sled::Error) -> TrailError {
+    if matches!(error, sled::Error::Corruption { .. }) {
+        TrailError::Corrupt { found: error.to_string() }
+    } else {
+        TrailError::Database(error)
     }
 }
 
@@ -306,21 +330,42 @@ mod tests {
         assert_eq!(trail.last().unwrap(), Some(2));
     }
 
+    /// At start, when it is read, or by the end that is missing.
     #[test]
-    fn damage_is_refused_with_advice() {
+    fn damage_anywhere_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let trail = open_at(directory.path());
-        for index in 0..50 {
+        for index in 0..100 {
             trail.append(index, &vec![b'x'; 10_000]).unwrap();
         }
         trail.flush().unwrap();
         drop(trail);
-        let content = fs::read(directory.path().join(FILE)).unwrap();
-        fs::write(directory.path().join("conf"), "not a configuration").unwrap();
-        assert!(!content.is_empty());
+        let whole = fs::read(directory.path().join(FILE)).unwrap();
 
-        let error = Trail::open(directory.path(), Arc::new(|_reason| {})).err().expect("refused").to_string();
+        let mut told = 0;
+        for position in 0..12 {
+            let mut damaged = whole.clone();
+            let start = whole.len() / 12 * position + 1_000;
+            damaged[start..start + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
+            fs::write(directory.path().join(FILE), &damaged).unwrap();
 
-        assert!(error.contains("let it join as a new node"), "{error}");
+            let read = Trail::open(directory.path(), Arc::new(|_reason| {}))
+                .map_err(|error| error.to_string())
+                .and_then(|trail| {
+                    trail.check_reaches(99).map_err(|error| error.to_string())?;
+                    trail.range(0, 200).map_err(|error| error.to_string())
+                });
+
+            match read {
+                Ok(records) => assert_eq!(records.len(), 100, "it hit what nobody needs"),
+                Err(error) => {
+                    assert!(error.contains("let it join as a new node"), "{error}");
+                    told += 1;
+                }
+            }
+            // sled writes when it opens.
+            fs::write(directory.path().join(FILE), &whole).unwrap();
+        }
+        assert!(told > 0);
     }
 }

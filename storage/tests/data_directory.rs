@@ -1,6 +1,6 @@
 //! A data directory is one node's, in one place, in a format this program knows; and what is refused says what to do.
 
-#![expect(clippy::unwrap_used, reason = "a directory that cannot be made fails the test")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a directory that cannot be made fails the test")]
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

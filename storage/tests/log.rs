@@ -1,6 +1,6 @@
 //! The log by its promises, one at a time: on a real directory with its own thread, and on a simulated disk.
 
-#![expect(clippy::unwrap_used, reason = "a disk that fails unasked fails the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a disk that fails unasked fails the test")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,8 @@
 //! Whatever is done to a log and whenever the power goes: what is found is a state the log went through, and none from
 //! before the last acknowledgement (P-DURABLE).
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a disk that fails unasked fails the test")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a disk that fails unasked fails the test")]
+#![expect(clippy::cast_possible_truncation, reason = "logs in here have a few entries")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -180,7 +181,7 @@ impl World {
                 self.ask(Change::Purge(index, Bytes::from(format!("note of {index}"))));
             }
             Step::Commit => drop(self.log.commit_queued()),
-            Step::Read { from, to } => self.read(from, to),
+            Step::Read { from, to } => self.read(*from, *to),
             Step::PowerLoss { seed } => self.restart(Some(*seed)),
             Step::Kill => self.restart(None),
             Step::Fill { room } => self.fill(*room),
@@ -226,14 +227,14 @@ impl World {
         }
         if broken {
             // Its process ends, and what it wrote without a sync is in the kernel's cache still, or is not.
-            self.restart((self.asked % 2 == 0).then_some(self.asked as u64));
+            self.restart(self.asked.is_multiple_of(2).then_some(self.asked as u64));
         } else {
             let (found, wanted) = (Content::of(&self.log), self.present());
             assert_eq!(found.from(0), wanted.from(0));
         }
     }
 
-    fn read(&self, from: &prop::sample::Index, to: &prop::sample::Index) {
+    fn read(&self, from: prop::sample::Index, to: prop::sample::Index) {
         let present = self.present();
         let (from, to) = (from.index(present.entries.len() + 1), to.index(present.entries.len() + 1));
         let range = present.first + from as u64..present.first + to as u64;
