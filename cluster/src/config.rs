@@ -29,6 +29,9 @@ const STALE_MIN: Duration = Duration::from_secs(2);
 /// A longer one would keep a revoked key alive on a cut-off node for as long.
 const STALE_MAX: Duration = Duration::from_hours(1);
 
+/// Of a name in DNS.
+const HOST_BYTES_MAX: usize = 253;
+
 const GOSSIP_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// With a longer one, a dead node is taken for a living one for minutes.
@@ -224,7 +227,7 @@ impl ClusterConfig {
         }
         let Some(advertised) = self.advertised(node_name, peer) else {
             let advice = "say under which `host:port` the others reach this node";
-            return problems.add("", format!("lacks `advertise`, and `listen.peer` is {peer}; {advice}"));
+            return problems.add("advertise", format!("is missing, and `listen.peer` is {peer}; {advice}"));
         };
         let elsewhere = host_of(&advertised).is_some_and(|host| !is_loopback(host));
         if peer.ip().is_loopback() && elsewhere {
@@ -286,13 +289,11 @@ pub fn host_of(address: &str) -> Option<&str> {
     let (host, port) = address.rsplit_once(':')?;
     let port_is_one = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host_is_one = match bracketed {
-        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-            !host.is_empty() && host.len() <= 253 && host.bytes().all(letter)
-        }
-    };
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let host_is_one = bracketed.map_or_else(
+        || !host.is_empty() && host.len() <= HOST_BYTES_MAX && host.bytes().all(letter),
+        |inner| inner.parse::<std::net::Ipv6Addr>().is_ok(),
+    );
     (port_is_one && host_is_one).then(|| bracketed.unwrap_or(host))
 }
 
@@ -397,7 +398,7 @@ mod tests {
         assert!(
             problems("{ secret: s, advertise: 'x:1' }")[0].starts_with("advertise: others reach this node as `x:1`")
         );
-        assert!(problems_at("{ secret: s, join: ['x:1'] }", "0.0.0.0:7947")[0].contains("lacks `advertise`"));
+        assert!(problems_at("{ secret: s, join: ['x:1'] }", "0.0.0.0:7947")[0].starts_with("advertise: is missing, and `listen.peer` is 0"));
         let config = ClusterConfig::default();
         assert_eq!(config.advertised("edge-0", PEER.parse().unwrap()).as_deref(), Some(PEER));
         assert_eq!(config.advertised("edge-0", "[::]:7947".parse().unwrap()), None);

@@ -1,14 +1,31 @@
-//! The listener for operators: is it alive, is it ready, what does it do.
+//! The listener for operators: is it alive, is it ready, what does it do; and `/admin/v1`, through which they change it.
 //!
-//! Plain HTTP and read-only. It keeps answering while the node drains, so that whoever watches can see it do so.
+//! Plain HTTP. It keeps answering while the node drains, so that whoever watches can see it do so.
 
+pub mod access;
+pub mod api;
+pub mod control;
+pub mod endpoint;
+pub mod error;
+#[cfg(test)]
+mod fake;
+pub mod http;
+pub mod key_text;
+mod keys;
+mod members;
+pub mod openapi;
+pub mod register;
+mod resources;
 pub mod status;
 
+use self::api::Api;
+use self::control::Control;
+use self::endpoint::PREFIX;
 use crate::telemetry::metrics::{ADMIN_REQUESTS, READY};
+use ::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use ::http::{HeaderValue, Method, Request, Response, StatusCode};
 use actors::supervisor::Tasks;
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -59,11 +76,18 @@ pub struct Check {
 #[derive(Clone)]
 pub struct Admin {
     view: Arc<dyn View>,
+    api: Option<Api>,
 }
 
 impl Admin {
     pub fn new(view: Arc<dyn View>) -> Self {
-        Self { view }
+        Self { view, api: None }
+    }
+
+    /// With `/admin/v1`.
+    #[must_use]
+    pub fn with_control(self, control: Arc<dyn Control>) -> Self {
+        Self { api: Some(Api::new(control)), ..self }
     }
 
     /// Answers until `stop`. Connections that are open then end after the answer they are at.
@@ -93,10 +117,8 @@ impl Admin {
     }
 
     async fn connection(self, socket: TcpStream, stop: CancellationToken) {
-        let service = service_fn(|request: Request<Incoming>| {
-            let response = self.answer(request.method(), request.uri().path());
-            async move { Ok::<_, Infallible>(response) }
-        });
+        let service =
+            service_fn(|request: Request<Incoming>| async { Ok::<_, Infallible>(self.answer(request).await) });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
@@ -114,7 +136,17 @@ impl Admin {
         }
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (known, response) = match &self.api {
+            Some(api) if request.uri().path().starts_with(PREFIX) => api.answer(request).await,
+            Some(_) | None => self.look(request.method(), request.uri().path()),
+        };
+        let status = response.status().as_str().to_owned();
+        metrics::counter!(ADMIN_REQUESTS, "path" => known, "status" => status).increment(1);
+        response
+    }
+
+    fn look(&self, method: &Method, path: &str) -> (&'static str, Response<Full<Bytes>>) {
         let (known, response) = match path {
             "/livez" => ("/livez", json(StatusCode::OK, &serde_json::json!({ "live": true }))),
             "/readyz" => ("/readyz", self.ready()),
@@ -124,10 +156,7 @@ impl Admin {
             _ => ("other", not_found()),
         };
         let readable = method == Method::GET || method == Method::HEAD;
-        let response = if readable || known == "other" { response } else { method_not_allowed() };
-        let status = response.status().as_str().to_owned();
-        metrics::counter!(ADMIN_REQUESTS, "path" => known, "status" => status).increment(1);
-        response
+        (known, if readable || known == "other" { response } else { method_not_allowed() })
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {
@@ -169,7 +198,7 @@ fn status_of(ready: bool) -> StatusCode {
 }
 
 fn not_found() -> Response<Full<Bytes>> {
-    let known = ["/livez", "/readyz", "/health", "/metrics", "/status"];
+    let known = ["/livez", "/readyz", "/health", "/metrics", "/status", "/admin/v1/openapi.json"];
     json(StatusCode::NOT_FOUND, &serde_json::json!({ "error": "not found", "known": known }))
 }
 
@@ -245,6 +274,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let tasks = Tasks::new();
             let admin = Admin::new(Arc::clone(&view) as Arc<dyn View>);
+            let admin = admin.with_control(Arc::new(super::fake::FakeCluster::new()));
             let all = tasks.clone();
             tasks.spawn_cancellable("admin", |stop| admin.serve(listener, all, stop));
             Self { view, address, tasks }
@@ -310,7 +340,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_changed_through_this_listener() {
+    async fn the_api_is_reached_through_the_same_listener() {
+        let node = Running::start().await;
+
+        assert_eq!(node.get("/admin/v1/keys").await.0, 401);
+        let (status, document) = node.get("/admin/v1/openapi.json").await;
+        assert_eq!((status, document["openapi"].as_str()), (200, Some("3.1.0")));
+        assert_eq!(node.ask(Method::HEAD, "/admin/v1/openapi.json").await.1, "");
+        assert_eq!(node.ask(Method::DELETE, "/admin/v1/keys/web").await.0, 401);
+        assert_eq!(node.get("/admin/v2/keys").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_changed_without_a_key() {
         let node = Running::start().await;
 
         assert_eq!(node.ask(Method::POST, "/status").await.0, 405);

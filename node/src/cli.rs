@@ -1,6 +1,8 @@
 //! The command line: what there is to say, and who does it.
 
+pub mod admin;
 pub mod check;
+mod client;
 pub mod keys;
 pub mod status;
 
@@ -40,6 +42,8 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Show what a running node does.
     Status(status::StatusArgs),
+    /// Look at and change what the nodes of a cluster share, through any of them.
+    Admin(admin::AdminArgs),
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -75,6 +79,7 @@ pub fn main<S: Service>() -> ExitCode {
         Command::Simulate(args) => exit(with_runtime(simulate(args))),
         Command::Keys(args) => exit(keys::keys(&args)),
         Command::Status(args) => exit(with_runtime(status::status(&args))),
+        Command::Admin(args) => exit(with_runtime(admin::admin(&args))),
     }
 }
 
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn help_names_every_command_and_hides_what_is_for_tests() {
         let help = Cli::command().render_long_help().to_string();
-        for command in ["demo", "run", "check", "reference", "simulate", "keys", "status"] {
+        for command in ["demo", "run", "check", "reference", "simulate", "keys", "status", "admin"] {
             assert!(help.contains(&format!("\n  {command}")), "{help}");
         }
         let mut cli = Cli::command();

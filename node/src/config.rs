@@ -146,8 +146,8 @@ impl Default for ListenConfig {
         Self {
             api: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
-            peer: SocketAddr::from(([127, 0, 0, 1], 7947)),
-            gossip: SocketAddr::from(([127, 0, 0, 1], 7946)),
+            peer: SocketAddr::from(([0, 0, 0, 0], 7947)),
+            gossip: SocketAddr::from(([0, 0, 0, 0], 7946)),
         }
     }
 }

@@ -19,6 +19,11 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
 
+    /// Take over a data directory that was moved or copied to here. Without this it is refused: of two nodes with one
+    /// identity, none can be trusted. Say it only when the other one is gone for good.
+    #[arg(long)]
+    pub adopt_data_dir: bool,
+
     /// Once ready, write the addresses listened on to this file, as JSON.
     #[arg(long, value_name = "PATH", hide = true)]
     pub addresses_file: Option<PathBuf>,

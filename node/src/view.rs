@@ -105,6 +105,7 @@ impl View for NodeView {
                 bytes: self.gateway.cache.bytes(),
                 bytes_max: config.cache.bytes_max.as_u64(),
             },
+            cluster: None,
         }
     }
 

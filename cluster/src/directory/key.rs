@@ -45,15 +45,18 @@ pub struct KeySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub team: Later,
+    /// The team of the tenant it belongs to, one of the tenant's `teams`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+
+    /// What it may do through the admin API: names of `roles`, or `viewer`, `operator`, `admin`. A key with roles calls
+    /// the admin API only, never a model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
+
     #[serde(skip_serializing)]
     #[schemars(skip)]
     pub budgets: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub roles: Later,
     #[serde(skip_serializing)]
     #[schemars(skip)]
     pub max_parallel: Later,
@@ -72,9 +75,9 @@ impl Default for KeySpec {
             rpm: None,
             tpm: None,
             expires: None,
-            team: Later::default(),
+            team: None,
+            roles: Vec::new(),
             budgets: Later::default(),
-            roles: Later::default(),
             max_parallel: Later::default(),
         }
     }
@@ -115,9 +118,14 @@ impl KeySpec {
             let wanted = "wanted a date such as `2027-01-01` or a time such as `2027-01-01T08:00:00Z`";
             problems.add("expires", format!("`{expires}` is neither a date nor a time; {wanted}"));
         }
-        self.team.check("team", problems);
+        problems.within("roles", |problems| {
+            for (index, role) in self.roles.iter().enumerate() {
+                if self.roles[..index].contains(role) {
+                    problems.add(&index.to_string(), format!("`{role}` is listed twice"));
+                }
+            }
+        });
         self.budgets.check("budgets", problems);
-        self.roles.check("roles", problems);
         self.max_parallel.check("max_parallel", problems);
     }
 }
@@ -142,7 +150,7 @@ pub fn parse_expiry(text: &str) -> Option<Duration> {
 }
 
 /// BLAKE3 of a key's whole text: what keys are found by.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct KeyHash(pub [u8; 32]);
 
 impl KeyHash {
@@ -159,6 +167,11 @@ impl KeyHash {
     pub fn to_text(self) -> String {
         format!("b3:{}", blake3::Hash::from_bytes(self.0).to_hex())
     }
+
+    /// Which of 256 parts it belongs to.
+    pub(super) const fn first_byte(&self) -> u8 {
+        self.0[0]
+    }
 }
 
 /// Only the start: enough to tell two apart in a log.
@@ -168,10 +181,10 @@ impl Debug for KeyHash {
     }
 }
 
-/// Eight of its bytes; it is a hash already.
+/// Its last eight bytes; it is a hash already. Not the first: all keys of a shard have the first byte in common.
 impl Hash for KeyHash {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(first_word(&self.0));
+        state.write_u64(self.0.last_chunk().map_or(0, |word| u64::from_le_bytes(*word)));
     }
 }
 
@@ -204,6 +217,9 @@ impl Hasher for KeyHasher {
 pub struct Key {
     pub name: String,
     pub tenant: Arc<str>,
+    pub team: Option<Arc<str>>,
+    /// Not empty: a key of operators, for the admin API and for nothing else.
+    pub roles: Box<[Box<str>]>,
     pub models: ModelFilter,
     pub rpm: Option<u32>,
     pub tpm: Option<u64>,
@@ -218,6 +234,8 @@ impl Key {
         Self {
             name: name.to_owned(),
             tenant: spec.tenant.as_str().into(),
+            team: spec.team.as_deref().map(Into::into),
+            roles: spec.roles.iter().map(|role| role.as_str().into()).collect(),
             models: ModelFilter::new(spec.models.iter().filter_map(|text| Pattern::parse(text).ok())),
             rpm: spec.rpm,
             tpm: spec.tpm,

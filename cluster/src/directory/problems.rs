@@ -38,6 +38,20 @@ impl Problems {
         self.found.push(Problem { path: whole, message: message.into() });
     }
 
+    /// One that another check found, with its whole path.
+    pub(crate) fn push(&mut self, problem: Problem) {
+        self.found.push(problem);
+    }
+
+    /// Takes over what another check found, as standing below here.
+    pub fn append(&mut self, other: Self) {
+        let here = &self.here;
+        self.found.extend(other.found.into_iter().map(|mut problem| {
+            problem.path.splice(0..0, here.iter().cloned());
+            problem
+        }));
+    }
+
     /// Checks what stands under `segment`.
     pub fn within<T>(&mut self, segment: &str, check: impl FnOnce(&mut Self) -> T) -> T {
         self.here.push(segment.to_owned());

@@ -1,6 +1,7 @@
 //! Where models are served.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -190,6 +191,11 @@ impl ProviderSpec {
         self.api_key.iter().chain(&self.api_keys).filter(|secret| !secret.is_none())
     }
 
+    /// What a [`super::secret::SecretSource::Local`] of this provider refers to, in the file it stands in.
+    pub fn local_credential(&self, index: usize) -> Option<&SecretRef> {
+        self.api_key.iter().chain(&self.api_keys).nth(index)
+    }
+
     pub fn check(&self, problems: &mut Problems) {
         if let Some(base_url) = &self.base_url
             && let Err(wrong) = check_base_url(base_url)
@@ -285,6 +291,75 @@ fn check_base_url(url: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Whether a provider's address is plainly not on the public network: `localhost`, or an address written as a number
+/// that is loopback, link-local, private or otherwise never routed. What cannot be judged counts as private. A name may
+/// still lead to a private address: that is only known when it is resolved, on each node.
+pub fn is_private(base_url: &str) -> bool {
+    let rest = base_url.split_once("://").map_or(base_url, |(_scheme, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
+    if let Some((address, _port)) = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let address = address.split('%').next().unwrap_or_default();
+        return address.parse().map_or(true, is_private_v6);
+    }
+    let host = authority.split(':').next().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if host.is_empty() || !is_name || host == "localhost" || host.ends_with(".localhost") {
+        return true;
+    }
+    // A name whose last label begins with a digit is an address to resolvers, in one of its old spellings too.
+    if host.rsplit('.').next().is_some_and(|label| label.starts_with(|letter: char| letter.is_ascii_digit())) {
+        return old_spelling(&host).is_none_or(is_private_v4);
+    }
+    false
+}
+
+/// One to four numbers, the last of which fills what is left: `127.1`, `0x7f000001`, `017700000001`.
+fn old_spelling(host: &str) -> Option<Ipv4Addr> {
+    let number = |text: &str| match (text.strip_prefix("0x"), text.strip_prefix('0')) {
+        (Some(hex), _) => u64::from_str_radix(hex, 16).ok(),
+        (None, Some(octal)) if !octal.is_empty() => u64::from_str_radix(octal, 8).ok(),
+        (None, Some(_) | None) => text.parse().ok(),
+    };
+    let numbers: Vec<u64> = host.split('.').map(number).collect::<Option<_>>()?;
+    let (last, first) = numbers.split_last()?;
+    let left = 4usize.checked_sub(first.len())?;
+    let room = 1u64 << (8 * u32::try_from(left).ok()?);
+    if left == 0 || *last >= room || first.iter().any(|number| *number > 255) {
+        return None;
+    }
+    let head = first.iter().zip([24, 16, 8]).fold(0, |sum, (number, shift)| sum | (number << shift));
+    u32::try_from(head | last).ok().map(Ipv4Addr::from)
+}
+
+fn is_private_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let shared = a == 100 && (64..128).contains(&b);
+    let special = a == 0 || a >= 224 || (a, b, c) == (192, 0, 0) || (a == 198 && (b == 18 || b == 19));
+    address.is_loopback() || address.is_private() || address.is_link_local() || shared || special
+}
+
+fn is_private_v6(address: Ipv6Addr) -> bool {
+    let [first, second, ..] = address.segments();
+    let tail = u32::try_from(address.to_bits() & u128::from(u32::MAX)).map(Ipv4Addr::from);
+    let embedded = match address.segments() {
+        // Mapped, compatible, and translated.
+        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => tail.ok(),
+        [0x2002, high, low, ..] => Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))),
+        _ => None,
+    };
+    let unique_local = first & 0xfe00 == 0xfc00;
+    let link_local = first & 0xffc0 == 0xfe80 || first & 0xffc0 == 0xfec0;
+    let local_translation = first == 0x64 && second == 0xff9b && embedded.is_none();
+    address.is_loopback()
+        || address.is_unspecified()
+        || address.is_multicast()
+        || unique_local
+        || link_local
+        || local_translation
+        || embedded.is_some_and(is_private_v4)
+}
+
 /// Headers the gateway writes itself, or that say how one connection is used.
 const RESERVED_HEADERS: [&str; 14] = [
     "authorization",
@@ -336,6 +411,8 @@ pub struct Provider {
     pub ca: Option<PathBuf>,
     pub headers: BTreeMap<String, String>,
     pub on_unknown_fields: OnUnknownFields,
+    /// An operator took it out of use: no route leads to it.
+    pub off: bool,
 }
 
 impl Provider {
@@ -355,6 +432,7 @@ impl Provider {
             ca: spec.ca.clone(),
             headers: spec.headers.clone(),
             on_unknown_fields: spec.on_unknown_fields,
+            off: false,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::pattern::Pattern;
 use super::price::PriceSpec;
 use super::problems::{Problems, nearest};
 use super::provider::ProviderSpec;
+use super::role::{Grant, RoleSpec, is_built_in};
 use super::route::RouteSpec;
 use super::tenant::{DEFAULT_TENANT, TenantSpec};
 
@@ -33,6 +34,9 @@ pub struct Resources {
 
     /// Who keys belong to. The tenant `default` always exists.
     pub tenants: BTreeMap<String, TenantSpec>,
+
+    /// What operators may do through the admin API. `viewer`, `operator` and `admin` always exist.
+    pub roles: BTreeMap<String, RoleSpec>,
 
     /// Keys that clients call with.
     pub keys: BTreeMap<String, KeySpec>,
@@ -81,7 +85,34 @@ impl Resources {
                 });
             }
         });
+        self.check_roles(problems);
         self.check_keys(problems);
+    }
+
+    fn check_roles(&self, problems: &mut Problems) {
+        problems.within("roles", |problems| {
+            for (name, role) in &self.roles {
+                problems.within(name, |problems| {
+                    check_name(name, &['*'], problems);
+                    if is_built_in(name) {
+                        problems.add("", "always exists and cannot be declared; give yours another name");
+                    }
+                    role.check(problems);
+                    problems.within("tenants", |problems| {
+                        for (index, tenant) in role.tenants.iter().enumerate() {
+                            self.check_tenant(&index.to_string(), tenant, problems);
+                        }
+                    });
+                });
+            }
+        });
+    }
+
+    fn check_tenant(&self, path: &str, tenant: &str, problems: &mut Problems) {
+        if tenant != DEFAULT_TENANT && !self.tenants.contains_key(tenant) {
+            let known = self.tenants.keys().map(String::as_str).chain([DEFAULT_TENANT]);
+            problems.add_unknown(path, "tenant", tenant, known);
+        }
     }
 
     /// The name of an entry in `prices` or `models`. A model's own name may have a slash in it, so a word before the
@@ -143,16 +174,34 @@ impl Resources {
                 problems.within(name, |problems| {
                     check_name(name, &['*'], problems);
                     key.check(problems);
-                    if key.tenant != DEFAULT_TENANT && !self.tenants.contains_key(&key.tenant) {
-                        let known = self.tenants.keys().map(String::as_str).chain([DEFAULT_TENANT]);
-                        problems.add_unknown("tenant", "tenant", &key.tenant, known);
-                    }
-                    problems.within("models", |problems| {
-                        for (index, model) in key.models.iter().enumerate() {
-                            self.check_allowed(&index.to_string(), model, &catalog, problems);
-                        }
-                    });
+                    self.check_key(key, &catalog, problems);
                 });
+            }
+        });
+    }
+
+    /// What a key refers to.
+    fn check_key(&self, key: &KeySpec, catalog: &Catalog, problems: &mut Problems) {
+        self.check_tenant("tenant", &key.tenant, problems);
+        if let Some(team) = &key.team {
+            let teams = self.tenants.get(&key.tenant).map(|tenant| &tenant.teams);
+            if !teams.is_some_and(|teams| teams.contains_key(team)) {
+                let what = format!("team of `{}`", key.tenant);
+                problems.add_unknown("team", &what, team, teams.into_iter().flatten().map(|(name, _)| name.as_str()));
+            }
+        }
+        problems.within("roles", |problems| {
+            for (index, role) in key.roles.iter().enumerate() {
+                if !is_built_in(role) && !self.roles.contains_key(role) {
+                    let built_in = Grant::ALL.map(Grant::name);
+                    let known = self.roles.keys().map(String::as_str).chain(built_in);
+                    problems.add_unknown(&index.to_string(), "role", role, known);
+                }
+            }
+        });
+        problems.within("models", |problems| {
+            for (index, model) in key.models.iter().enumerate() {
+                self.check_allowed(&index.to_string(), model, catalog, problems);
             }
         });
     }
@@ -197,7 +246,7 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_LENGTH_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn check_name(name: &str, forbidden: &[char], problems: &mut Problems) {
+pub(super) fn check_name(name: &str, forbidden: &[char], problems: &mut Problems) {
     if !is_name(name) {
         problems.add("", format!("is not a name; use up to {NAME_LENGTH_MAX} visible ASCII characters"));
     }

@@ -300,7 +300,7 @@ pub struct Route {
     pub name: Arc<str>,
     /// The name for metrics and logs: taken from the configuration, so the number of different ones is bounded.
     pub label: Arc<str>,
-    /// At least one.
+    /// At least one, unless all its providers were taken out of use.
     pub targets: Vec<Target>,
     pub strategy: Strategy,
     pub cache: CacheSpec,

@@ -20,6 +20,9 @@ pub enum SecretSource {
     Text(String),
     /// The file's content, without the line break at its end.
     File(PathBuf),
+    /// A text that stands in a node's own configuration file and never leaves it: the credential at `index` of the
+    /// provider of that name. Written by the directory only.
+    Local { provider: String, index: usize },
 }
 
 /// What stands wherever a secret would be printed.
@@ -37,6 +40,10 @@ impl SecretRef {
         Self(SecretSource::File(path.into()))
     }
 
+    pub fn local(provider: impl Into<String>, index: usize) -> Self {
+        Self(SecretSource::Local { provider: provider.into(), index })
+    }
+
     /// For who resolves it. Must not be printed.
     pub fn source(&self) -> &SecretSource {
         &self.0
@@ -51,7 +58,15 @@ impl SecretRef {
     pub fn literal(&self) -> Option<&str> {
         match &self.0 {
             SecretSource::Text(text) if !text.contains("${") => Some(text),
-            SecretSource::Text(_) | SecretSource::File(_) => None,
+            SecretSource::Text(_) | SecretSource::File(_) | SecretSource::Local { .. } => None,
+        }
+    }
+
+    /// The variable, where the whole text is `${NAME}`: nothing of the secret itself stands in it.
+    pub fn pure_variable(&self) -> Option<&str> {
+        match &self.0 {
+            SecretSource::Text(text) => variable(text).filter(|name| *text == format!("${{{name}}}")),
+            SecretSource::File(_) | SecretSource::Local { .. } => None,
         }
     }
 
@@ -63,6 +78,9 @@ impl SecretRef {
                 Some(name) => format!("environment variable `{name}`"),
                 None => "the text given".to_owned(),
             },
+            SecretSource::Local { provider, .. } => {
+                format!("`api_key` or `api_keys` of the provider `{provider}` in this node's own file")
+            }
         }
     }
 }
@@ -127,15 +145,24 @@ impl<'de> Visitor<'de> for SecretVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretRef, A::Error> {
-        let mut path = None;
+        let mut found = None;
         while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "file" if path.is_none() => path = Some(map.next_value::<PathBuf>()?),
-                "file" => return Err(de::Error::duplicate_field("file")),
-                other => return Err(de::Error::unknown_field(other, &["file"])),
+            if found.is_some() {
+                return Err(de::Error::custom("a secret has one place, and this has several"));
             }
+            found = Some(match key.as_str() {
+                "file" => SecretRef::file(map.next_value::<PathBuf>()?),
+                "local" => {
+                    let text = map.next_value::<String>()?;
+                    let parts =
+                        text.split_once('/').and_then(|(provider, index)| Some((provider, index.parse().ok()?)));
+                    let (provider, index) = parts.ok_or_else(|| de::Error::custom("`local` is `provider/index`"))?;
+                    SecretRef::local(provider, index)
+                }
+                other => return Err(de::Error::unknown_field(other, &["file"])),
+            });
         }
-        path.map(SecretRef::file).ok_or_else(|| de::Error::missing_field("file"))
+        found.ok_or_else(|| de::Error::missing_field("file"))
     }
 }
 
@@ -165,7 +192,7 @@ impl SecretSource {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
-            Self::Text(_) => None,
+            Self::Text(_) | Self::Local { .. } => None,
         }
     }
 }

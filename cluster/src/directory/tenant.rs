@@ -1,10 +1,13 @@
 //! Who keys belong to.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::available::Later;
 use super::problems::Problems;
+use super::resources::check_name;
 
 /// The tenant of keys that name none. Always exists.
 pub const DEFAULT_TENANT: &str = "default";
@@ -17,17 +20,31 @@ pub struct TenantSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
 
+    /// Parts of it that keys can belong to.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub teams: BTreeMap<String, TeamSpec>,
+
     #[serde(skip_serializing)]
     #[schemars(skip)]
     pub budgets: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub teams: Later,
+}
+
+/// A part of a tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TeamSpec {
+    /// For people; nothing depends on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 impl TenantSpec {
     pub fn check(&self, problems: &mut Problems) {
         self.budgets.check("budgets", problems);
-        self.teams.check("teams", problems);
+        problems.within("teams", |problems| {
+            for name in self.teams.keys() {
+                problems.within(name, |problems| check_name(name, &['*'], problems));
+            }
+        });
     }
 }

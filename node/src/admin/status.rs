@@ -1,5 +1,8 @@
 //! What `/status` shows and `llm-edge-agent status` prints.
 
+pub mod cluster;
+
+use cluster::ClusterStatus;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -16,6 +19,9 @@ pub struct Status {
     pub requests_in_flight: u64,
     pub providers: Vec<ProviderStatus>,
     pub cache: CacheStatus,
+    /// None where this node shares nothing and remembers nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,15 +74,13 @@ pub struct CacheStatus {
 impl Status {
     /// What works worse than it could, one thing a line.
     pub fn degraded(&self) -> Vec<String> {
-        self.providers
-            .iter()
-            .filter_map(|provider| match provider.breaker {
-                BreakerStatus::Closed => None,
-                BreakerStatus::HalfOpen => Some(format!("provider {} is being probed", provider.name)),
-                BreakerStatus::Open { .. } => Some(format!("provider {} is out of rotation", provider.name)),
-                BreakerStatus::Throttled { .. } => Some(format!("provider {} throttles us", provider.name)),
-            })
-            .collect()
+        let providers = self.providers.iter().filter_map(|provider| match provider.breaker {
+            BreakerStatus::Closed => None,
+            BreakerStatus::HalfOpen => Some(format!("provider {} is being probed", provider.name)),
+            BreakerStatus::Open { .. } => Some(format!("provider {} is out of rotation", provider.name)),
+            BreakerStatus::Throttled { .. } => Some(format!("provider {} throttles us", provider.name)),
+        });
+        providers.chain(self.cluster.iter().flat_map(ClusterStatus::degraded)).collect()
     }
 
     /// For a person at a terminal.
@@ -93,6 +97,7 @@ impl Status {
         for (index, provider) in self.providers.iter().enumerate() {
             rows.push((if index == 0 { "providers" } else { "" }, self.provider_line(provider)));
         }
+        rows.extend(self.cluster.iter().flat_map(ClusterStatus::rows));
         let mut table = String::new();
         for (name, value) in rows {
             // Writing to a String cannot fail.
@@ -158,6 +163,7 @@ pub(super) mod tests {
             requests_in_flight: 1,
             providers: vec![provider("openai"), provider("a-longer-name")],
             cache: CacheStatus { entries: 12, bytes: 1_572_864, bytes_max: 268_435_456 },
+            cluster: None,
         }
     }
 
@@ -179,5 +185,18 @@ providers   openai         closed  (openai)
             a-longer-name  open for 4s  (openai)
 ";
         assert_eq!(status.table(), expected);
+        assert_eq!(status.degraded(), ["provider a-longer-name is out of rotation"]);
+    }
+
+    #[test]
+    fn a_member_shows_its_cluster_below() {
+        let status = Status { cluster: Some(cluster::tests::cluster()), ..status() };
+
+        assert!(
+            status.table().contains("\ncluster     01234567, follower (leader edge-1, term 3)"),
+            "{}",
+            status.table()
+        );
+        assert!(status.table().contains("\nmembers     name "), "{}", status.table());
     }
 }

@@ -6,6 +6,7 @@ use cluster::directory::problems::{Problems, nearest};
 use cluster::directory::resources::Resources;
 use cluster::directory::secret::SecretRef;
 use llm::dialect::compatible::{vendor, vendors};
+use std::net::SocketAddr;
 
 impl Config {
     /// Problems of this node's sections and between rooms; those of the resources alone are told when a directory is
@@ -15,7 +16,7 @@ impl Config {
         self.check_cluster(problems);
         problems.within("node", |problems| self.check_node(problems));
         problems.within("listen", |problems| {
-            self.listen.check(problems);
+            self.listen.check(self.cluster.is_shared(), problems);
             self.check_exposure(problems);
         });
         problems.within("telemetry", |problems| self.telemetry.check(problems));
@@ -90,15 +91,23 @@ impl Config {
 const NAME_BYTES_MAX: usize = 128;
 
 impl ListenConfig {
-    fn check(&self, problems: &mut Problems) {
+    /// What is closed takes no port.
+    fn check(&self, is_shared: bool, problems: &mut Problems) {
         let ports = [("api", self.api), ("admin", self.admin), ("peer", self.peer)];
+        let ports = &ports[..if is_shared { 3 } else { 2 }];
         for (index, (name, address)) in ports.iter().enumerate() {
-            let taken = ports[..index].iter().find(|(_, other)| other == address && address.port() != 0);
-            if let Some((other, _)) = taken {
-                problems.add(name, format!("is {address}, as is `{other}`; give each its own port"));
+            let taken = ports[..index].iter().find(|(_, other)| collide(*other, *address));
+            if let Some((other, at)) = taken {
+                problems.add(name, format!("is {address}, and `{other}` is {at}; give each its own port"));
             }
         }
     }
+}
+
+/// Whether only one of them can be listened on.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (everywhere || one.ip() == other.ip())
 }
 
 fn unknown_kind(name: &str, kind: Option<&str>, problems: &mut Problems) {

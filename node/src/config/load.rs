@@ -49,6 +49,25 @@ pub enum LoadError {
 
 /// Reads and checks the file. Changes nothing; blocks on the disk.
 pub fn load(path: &FilePath, lookup: Lookup<'_>) -> Result<Loaded, LoadError> {
+    let mut loaded = read(&path.display().to_string(), &bytes_of(path)?, lookup)?;
+    loaded.files.push(path.to_owned());
+    Ok(loaded)
+}
+
+/// This node's sections as far as they can be read, without the resources, and without looking up a secret: enough to
+/// find the node on its machine.
+pub fn glance(path: &FilePath, lookup: Lookup<'_>) -> Result<Config, LoadError> {
+    let name = path.display().to_string();
+    let bytes = bytes_of(path)?;
+    let text = std::str::from_utf8(&bytes);
+    let text = text.map_err(|error| Report::new(&name, vec![not_utf8(&bytes, error.valid_up_to())]))?;
+    let tree = parse(text).map_err(|problems| Report::new(&name, problems))?;
+    let Fitted { json, problems, complaints, left_out, .. } = fit(&tree, &schema(), lookup);
+    let mut findings = Findings { tree: &tree, problems, complaints, left_out, told: Vec::new() };
+    Ok(findings.deserialize(&mut split(json).0))
+}
+
+fn bytes_of(path: &FilePath) -> Result<Vec<u8>, LoadError> {
     let unreadable = |cause| LoadError::Unreadable { path: path.to_owned(), cause };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
@@ -56,10 +75,7 @@ pub fn load(path: &FilePath, lookup: Lookup<'_>) -> Result<Loaded, LoadError> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(LoadError::TooLarge { path: path.to_owned() });
     }
-    let name = path.display().to_string();
-    let mut loaded = read(&name, &bytes, lookup)?;
-    loaded.files.push(path.to_owned());
-    Ok(loaded)
+    Ok(bytes)
 }
 
 /// As [`load`], from bytes. `name` is what the report calls them.
@@ -355,7 +371,7 @@ providers: { openai: { api_key: none } }
         let bare = MEMBER.replace("resources_revision: 7\nproviders: { openai: { api_key: none } }\n", "");
         assert!(loaded(&bare).config.resources_revision.is_none(), "it takes what the cluster has");
         loaded(
-            "node: { data_dir: /x }\ncluster: { secret: \"${CLUSTER_SECRET}\" }\nproviders: { openai: { api_key: none } }\n",
+            "node: { data_dir: /x }\ncluster: { secret: \"${CLUSTER_SECRET}\", advertise: \"edge-0:7947\" }\nproviders: { openai: { api_key: none } }\n",
         );
     }
 
@@ -366,15 +382,16 @@ providers: { openai: { api_key: none } }
         );
 
         assert_eq!(told.len(), 4, "{told:#?}");
-        assert!(told[0].starts_with("3:1 cluster: lacks `advertise`, and `listen.peer` is 0.0.0.0:7947"), "{told:#?}");
+        assert!(told[0].starts_with("3:1 cluster.advertise: is missing, and `listen.peer` is 0.0.0.0:7947"), "{told:#?}");
         assert!(told[1].starts_with("3:12 cluster.secret: environment variable `ABSENT` is not set"), "{told:#?}");
         assert!(
             told[2].contains(" cluster.seeds: has edge-0, edge-2 and not this node, which is called `edge-1`"),
             "{told:#?}"
         );
         assert!(told[3].contains(" cluster.seeds.edge-2: is `edge-2`; expected `host:port`"), "{told:#?}");
-        let ports = problems("listen: { api: 127.0.0.1:7947 }\nproviders: { openai: { api_key: none } }\n");
-        assert_eq!(ports, ["1:1 listen.peer: is 127.0.0.1:7947, as is `api`; give each its own port"]);
+        let told = problems(&MEMBER.replace("api: 0.0.0.0:8080", "api: 127.0.0.1:7947"));
+        assert_eq!(told, ["1:31 listen.peer: is 0.0.0.0:7947, and `api` is 127.0.0.1:7947; give each its own port"]);
+        loaded("listen: { api: 127.0.0.1:7947 }\nproviders: { openai: { api_key: none } }\n");
     }
 
     /// One reading tells all: spelling, types, words, ranges, texts that are none, and what only the rooms know.
@@ -501,6 +518,20 @@ keys:
         std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX + 1]).unwrap();
 
         assert!(matches!(load(&path, &lookup), Err(LoadError::TooLarge { .. })));
+    }
+
+    /// Whoever only looks for the node need not have the secrets that the node has.
+    #[test]
+    fn a_glance_finds_the_node_without_its_secrets() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("g.yaml");
+        std::fs::write(&path, MEMBER.replace("CLUSTER_SECRET", "ABSENT")).unwrap();
+
+        let config = glance(&path, &lookup).unwrap();
+
+        assert_eq!(config.node.data_dir.as_deref(), Some(FilePath::new("/var/lib/llm-edge-agent")));
+        assert_eq!(config.listen.admin.to_string(), "127.0.0.1:8081");
+        assert!(load(&path, &lookup).is_err());
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub enum SecretError {
     #[error("comes from {place}, which is empty; put the secret there")]
     Empty { place: String },
 
+    #[error("comes from {place}, and is not to be found from here")]
+    Elsewhere { place: String },
+
     #[error("comes from file `{}`, which cannot be read ({}); create it, or let this process read it", path.display(), source.kind())]
     Unreadable { path: PathBuf, source: std::io::Error },
 
@@ -67,6 +70,7 @@ pub fn resolve(reference: &SecretRef, lookup: Lookup<'_>) -> Result<Secret, Vec<
     let text = match (reference.literal(), reference.source()) {
         (Some(text), _) => text.to_owned(),
         (None, SecretSource::File(path)) => read(path).map_err(|error| vec![error])?,
+        (None, SecretSource::Local { .. }) => return Err(vec![SecretError::Elsewhere { place: reference.place() }]),
         (None, SecretSource::Text(text)) => {
             let expanded = expand(text, lookup);
             expanded.map_err(|errors| errors.into_iter().map(SecretError::Variable).collect::<Vec<_>>())?.text

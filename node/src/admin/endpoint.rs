@@ -1,0 +1,220 @@
+//! Which path of the admin API means what. Pure.
+//!
+//! A name in a path is percent-encoded, since names may have slashes in them. Where nothing follows the name, its
+//! slashes may also stand as they are: `/admin/v1/models/openai/gpt-4o`.
+
+use cluster::directory::kind::Kind;
+use http::Method;
+use std::fmt::Write;
+
+/// What every path of the API begins with.
+pub const PREFIX: &str = "/admin/v1/";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    List(Kind),
+    Item {
+        kind: Kind,
+        name: String,
+    },
+    Teams {
+        tenant: String,
+    },
+    Team {
+        tenant: String,
+        name: String,
+    },
+    /// `key` is a name or a hash.
+    Revoke {
+        key: String,
+    },
+    Switch {
+        provider: String,
+        off: bool,
+    },
+    Members,
+    Drain {
+        node: String,
+    },
+    Remove {
+        node: String,
+    },
+    Audit,
+    Cluster,
+    OpenApi,
+}
+
+impl Endpoint {
+    /// None when there is nothing at this path.
+    pub fn parse(path: &str) -> Option<Self> {
+        let words: Vec<&str> = path.strip_prefix(PREFIX)?.split('/').collect();
+        let decoded = |word: &str| decode(word).filter(|word| !word.is_empty());
+        match words.as_slice() {
+            ["members"] => Some(Self::Members),
+            ["audit"] => Some(Self::Audit),
+            ["cluster"] => Some(Self::Cluster),
+            ["openapi.json"] => Some(Self::OpenApi),
+            ["members", node, "drain"] => Some(Self::Drain { node: decoded(node)? }),
+            ["members", node, "remove"] => Some(Self::Remove { node: decoded(node)? }),
+            ["keys", key, "revoke"] => Some(Self::Revoke { key: decoded(key)? }),
+            ["providers", name, "off"] => Some(Self::Switch { provider: decoded(name)?, off: true }),
+            ["providers", name, "on"] => Some(Self::Switch { provider: decoded(name)?, off: false }),
+            ["tenants", tenant, "teams"] => Some(Self::Teams { tenant: decoded(tenant)? }),
+            ["tenants", tenant, "teams", name] => Some(Self::Team { tenant: decoded(tenant)?, name: decoded(name)? }),
+            [kind] => Kind::parse(kind).map(Self::List),
+            [kind, name] => Some(Self::Item { kind: Kind::parse(kind)?, name: decoded(name)? }),
+            [kind @ ("models" | "prices" | "routes"), rest @ ..] => {
+                Some(Self::Item { kind: Kind::parse(kind)?, name: decoded(&rest.join("/"))? })
+            }
+            _ => None,
+        }
+    }
+
+    /// As the header `allow` lists them.
+    pub fn allowed(&self) -> &'static str {
+        match self {
+            Self::List(Kind::Keys) => "GET, HEAD, POST",
+            Self::List(Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles)
+            | Self::Teams { .. }
+            | Self::Members
+            | Self::Audit
+            | Self::Cluster
+            | Self::OpenApi => "GET, HEAD",
+            Self::Item { .. } | Self::Team { .. } => "GET, HEAD, PUT, DELETE",
+            Self::Revoke { .. } | Self::Switch { .. } | Self::Drain { .. } | Self::Remove { .. } => "POST",
+        }
+    }
+
+    pub fn allows(&self, method: &Method) -> bool {
+        self.allowed().split(", ").any(|allowed| allowed == method.as_str())
+    }
+
+    /// With the names left out: few enough for a label.
+    pub fn template(&self) -> &'static str {
+        match self {
+            Self::List(kind) => match kind {
+                Kind::Providers => "/admin/v1/providers",
+                Kind::Models => "/admin/v1/models",
+                Kind::Prices => "/admin/v1/prices",
+                Kind::Routes => "/admin/v1/routes",
+                Kind::Tenants => "/admin/v1/tenants",
+                Kind::Roles => "/admin/v1/roles",
+                Kind::Keys => "/admin/v1/keys",
+            },
+            Self::Item { kind, .. } => match kind {
+                Kind::Providers => "/admin/v1/providers/{name}",
+                Kind::Models => "/admin/v1/models/{name}",
+                Kind::Prices => "/admin/v1/prices/{name}",
+                Kind::Routes => "/admin/v1/routes/{name}",
+                Kind::Tenants => "/admin/v1/tenants/{name}",
+                Kind::Roles => "/admin/v1/roles/{name}",
+                Kind::Keys => "/admin/v1/keys/{name}",
+            },
+            Self::Teams { .. } => "/admin/v1/tenants/{tenant}/teams",
+            Self::Team { .. } => "/admin/v1/tenants/{tenant}/teams/{name}",
+            Self::Revoke { .. } => "/admin/v1/keys/{name}/revoke",
+            Self::Switch { off: true, .. } => "/admin/v1/providers/{name}/off",
+            Self::Switch { off: false, .. } => "/admin/v1/providers/{name}/on",
+            Self::Members => "/admin/v1/members",
+            Self::Drain { .. } => "/admin/v1/members/{node}/drain",
+            Self::Remove { .. } => "/admin/v1/members/{node}/remove",
+            Self::Audit => "/admin/v1/audit",
+            Self::Cluster => "/admin/v1/cluster",
+            Self::OpenApi => "/admin/v1/openapi.json",
+        }
+    }
+}
+
+/// `%41` becomes `A`. None when what comes out is no text or a `%` stands alone.
+pub fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, after) = rest.split_first_chunk::<2>()?;
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        bytes.push(digit(digits[0])? * 16 + digit(digits[1])?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// For a name as one word of a path, or as a value in a query.
+pub fn encode(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _infallible = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn item(kind: Kind, name: &str) -> Endpoint {
+        Endpoint::Item { kind, name: name.to_owned() }
+    }
+
+    #[test]
+    fn paths_lead_where_they_say() {
+        let found = |path: &str| Endpoint::parse(&format!("/admin/v1/{path}"));
+        assert_eq!(found("keys"), Some(Endpoint::List(Kind::Keys)));
+        assert_eq!(found("keys/app%2Fweb"), Some(item(Kind::Keys, "app/web")));
+        assert_eq!(found("keys/app%2Fweb/revoke"), Some(Endpoint::Revoke { key: "app/web".to_owned() }));
+        assert_eq!(found("models/openai%2Fgpt-4o"), Some(item(Kind::Models, "openai/gpt-4o")));
+        assert_eq!(found("models/openai/gpt-4o"), Some(item(Kind::Models, "openai/gpt-4o")));
+        assert_eq!(found("prices/openai/*"), Some(item(Kind::Prices, "openai/*")));
+        assert_eq!(found("providers/openai/off"), Some(Endpoint::Switch { provider: "openai".to_owned(), off: true }));
+        let team = Endpoint::Team { tenant: "acme".to_owned(), name: "support".to_owned() };
+        assert_eq!(found("tenants/acme/teams/support"), Some(team));
+        for nowhere in [
+            "",
+            "keys/",
+            "keys/a/b",
+            "keys/%zz",
+            "keys/%ff",
+            "keys/%4",
+            "budgets",
+            "members/a",
+            "members//drain",
+            "openapi",
+        ] {
+            assert_eq!(found(nowhere), None, "{nowhere}");
+        }
+        assert_eq!(Endpoint::parse("/admin/v2/keys"), None);
+        assert_eq!(Endpoint::parse("/admin/v1"), None);
+    }
+
+    #[test]
+    fn only_what_is_listed_is_allowed() {
+        assert!(Endpoint::List(Kind::Keys).allows(&Method::POST));
+        assert!(!Endpoint::List(Kind::Roles).allows(&Method::POST));
+        assert!(!Endpoint::Audit.allows(&Method::DELETE) && Endpoint::Audit.allows(&Method::HEAD));
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_comes_back_from_its_path(name in ".{1,40}") {
+            prop_assert_eq!(decode(&encode(&name)), Some(name.clone()));
+            prop_assert_eq!(Endpoint::parse(&format!("{PREFIX}keys/{}", encode(&name))), Some(item(Kind::Keys, &name)));
+        }
+
+        #[test]
+        fn no_path_is_too_strange(path in ".{0,60}") {
+            if let Some(endpoint) = Endpoint::parse(&format!("{PREFIX}{path}")) {
+                prop_assert!(endpoint.template().starts_with(PREFIX));
+            }
+        }
+    }
+}
