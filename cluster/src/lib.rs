@@ -2,4 +2,9 @@
 
 pub mod clock;
 pub mod directory;
+pub mod id;
 pub mod ledger;
+pub mod membership;
+pub mod metrics;
+pub mod peer;
+pub mod tasks;
