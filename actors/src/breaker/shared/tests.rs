@@ -18,8 +18,8 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 /// The longest a text takes.
 const NEWS_MAX: u64 = 350;
 const PROBE_MAX: u64 = 3_000;
-/// Until the others notice that a node is dead.
-const DEATH_NOTICED: Duration = Duration::from_millis(1_500);
+/// Until all others have noticed that a node is dead.
+const DEATH_NOTICED: Duration = Duration::from_millis(1_700);
 
 fn provider() -> Key {
     Key::of("p")
@@ -86,8 +86,8 @@ impl World {
     fn step(&mut self) {
         self.now += STEP;
         let now = self.now;
-        let dead: Vec<u64> =
-            self.nodes.iter().filter(|node| node.dead_for(now, DEATH_NOTICED)).map(|node| node.id).collect();
+        let died: Vec<(u64, Instant)> =
+            self.nodes.iter().filter_map(|node| Some((node.id, node.dies_at.filter(|at| *at <= now)?))).collect();
         let (arrived, rest) = std::mem::take(&mut self.under_way).into_iter().partition(|text| text.0 <= now);
         self.under_way = rest;
         for (_at, from, to, sent, text) in arrived {
@@ -103,7 +103,10 @@ impl World {
                 continue;
             }
             let node = &mut self.nodes[index];
-            node.texts.retain(|other, _text| !dead.contains(other));
+            // Each notices in its own time.
+            let notices = DEATH_NOTICED - Duration::from_millis(node.id % 500);
+            let is_dead = |other: u64| died.iter().any(|(id, at)| *id == other && *at + notices <= now);
+            node.texts.retain(|other, _text| !is_dead(*other));
             if node.hears_at <= now {
                 node.hears_at = now + TELL_EVERY;
                 node.hear(now);
