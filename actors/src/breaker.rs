@@ -1,24 +1,30 @@
 //! The circuit breaker of one provider.
 //!
 //! Owns       its [`Machine`]; nobody else writes it.
-//! Told by    ingress: one [`Verdict`] for each finished call.
+//! Told by    ingress: one [`Verdict`] for each finished call; [`shared`]: what other nodes say, as [`Advice`].
 //! Publishes  the [`State`]; the pipeline reads it, without sending a message, and hands routing what it needs.
 //! Restarts   closed: a crash may forget failures, it may not blackhole a provider.
 
+pub mod marks;
 pub mod metrics;
+pub mod shared;
 pub mod state;
 
-pub use state::{Ground, Policy, Standing, State, Verdict};
+pub use state::{Advice, Ground, Policy, Standing, State, Verdict};
 
 use crate::supervisor::{Child, ChildKey, Mailbox, Place, StartError, Supervisor};
 use ::metrics::{Counter, Gauge};
 use arc_swap::ArcSwap;
+use marks::Key;
+use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use shared::Ear;
 use state::Machine;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 /// Places in the mailbox. A verdict dropped delays a trip by one call; a mailbox without a bound can end the process.
@@ -27,6 +33,8 @@ const MAILBOX_MAX: usize = 1024;
 pub enum Message {
     /// A call ended. Dropping the message gives its place and its probe back.
     Ended { verdict: Verdict, ground: Ground, at: Instant, place: Place, probe: Option<OwnedSemaphorePermit> },
+    /// What follows from what other nodes say. Lost, it is said again.
+    Advised { advice: Advice, at: Instant, place: Place },
 }
 
 /// What the rest of the node holds. Cheap to clone; outlives the actor's restarts.
@@ -44,6 +52,11 @@ struct Shared {
 /// What the actor and its readers share: the actor writes the state, a reload the policy.
 struct Board {
     provider: Arc<str>,
+    /// What other nodes call it by.
+    key: Key,
+    calls: LastCall,
+    /// Told when other nodes should hear of a change at once.
+    news: Arc<Notify>,
     state: ArcSwap<State>,
     policy: ArcSwap<Policy>,
     metrics: Metrics,
@@ -57,6 +70,7 @@ impl Handle {
             Standing::HalfOpen => (Ground::Probe, Some(self.probe(now)?)),
             Standing::Open { .. } | Standing::Throttled { .. } => return None,
         };
+        self.0.board.calls.at(now);
         Some(Admission { breaker: self.clone(), ground, probe })
     }
 
@@ -72,6 +86,7 @@ impl Handle {
             return None;
         }
         self.0.board.metrics.half_opened();
+        self.0.board.news.notify_one();
         Some(probe)
     }
 }
@@ -87,6 +102,7 @@ pub struct Admission {
 impl Admission {
     /// Leave for the one attempt that is made when no candidate is usable.
     pub fn last_resort(breaker: &Handle) -> Self {
+        breaker.0.board.calls.at(cluster::clock::now());
         Self { breaker: breaker.clone(), ground: Ground::LastResort, probe: None }
     }
 
@@ -107,6 +123,8 @@ impl Admission {
 pub struct Breakers {
     supervisor: Supervisor,
     by_provider: ArcSwap<HashMap<Arc<str>, Handle>>,
+    ear: Mutex<Ear>,
+    news: Arc<Notify>,
 }
 
 impl Breakers {
@@ -114,7 +132,12 @@ impl Breakers {
         supervisor: &Supervisor,
         providers: impl IntoIterator<Item = (Arc<str>, Policy)>,
     ) -> Result<Self, StartError> {
-        let breakers = Self { supervisor: supervisor.clone(), by_provider: ArcSwap::default() };
+        let breakers = Self {
+            supervisor: supervisor.clone(),
+            by_provider: ArcSwap::default(),
+            ear: Mutex::default(),
+            news: Arc::default(),
+        };
         breakers.reconcile(providers).await?;
         Ok(breakers)
     }
@@ -138,7 +161,7 @@ impl Breakers {
         for (provider, policy) in providers {
             let handle = match known.get(&provider) {
                 Some(handle) => handle.clone(),
-                None => match start(&self.supervisor, &provider, policy).await {
+                None => match start(&self.supervisor, &provider, policy, Arc::clone(&self.news)).await {
                     Ok(handle) => {
                         started.push(handle.0.child.key);
                         handle
@@ -165,9 +188,17 @@ impl Breakers {
     }
 }
 
-async fn start(supervisor: &Supervisor, provider: &Arc<str>, policy: Policy) -> Result<Handle, StartError> {
+async fn start(
+    supervisor: &Supervisor,
+    provider: &Arc<str>,
+    policy: Policy,
+    news: Arc<Notify>,
+) -> Result<Handle, StartError> {
     let board = Arc::new(Board {
         provider: Arc::clone(provider),
+        key: Key::of(provider),
+        calls: LastCall::never(cluster::clock::now()),
+        news,
         state: ArcSwap::default(),
         policy: ArcSwap::from_pointee(policy),
         metrics: Metrics::new(provider),
@@ -205,35 +236,49 @@ impl Actor for Breaker {
         owned: &mut Owned,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Ended { verdict, ground, at, place: _place, probe: _probe } => owned.take(verdict, ground, at),
+            Message::Ended { verdict, ground, at, place: _place, probe: _probe } => {
+                owned.change(|machine, policy| machine.take(verdict, ground, at, policy));
+            }
+            Message::Advised { advice, at, place: _place } => {
+                owned.change(|machine, _policy| machine.heed(&advice, at))
+            }
         }
         Ok(())
     }
 }
 
 impl Owned {
-    fn take(&mut self, verdict: Verdict, ground: Ground, at: Instant) {
+    fn change(&mut self, change: impl FnOnce(&mut Machine, &Policy)) {
         let before = self.machine.state();
-        self.machine.take(verdict, ground, at, &self.board.policy.load());
+        change(&mut self.machine, &self.board.policy.load());
         let after = self.machine.state();
         if after != before {
             self.board.state.store(Arc::new(after));
             self.board.changed(before, after);
+            if (before.open_until, before.throttled_until, before.closed_at)
+                != (after.open_until, after.throttled_until, after.closed_at)
+            {
+                self.board.news.notify_one();
+            }
         }
     }
 }
 
 impl Board {
+    fn called_within(&self, time: Duration, now: Instant) -> bool {
+        self.calls.last().is_some_and(|at| now.saturating_duration_since(at) < time)
+    }
+
     fn changed(&self, before: State, after: State) {
         let provider = &*self.provider;
-        match (before.open_until, after.open_until) {
+        match (before.open(), after.open()) {
             (Some(_), None) => {
                 info!(provider, "breaker closed");
                 self.metrics.closed.increment(1);
                 self.metrics.state.set(CLOSED);
             }
-            (was, Some(_)) if was != after.open_until => {
-                warn!(provider, "breaker opened");
+            (was, Some(_)) if was != after.open() => {
+                warn!(provider, followed = after.open_until.is_none(), "breaker opened");
                 self.metrics.opened.increment(1);
                 self.metrics.state.set(OPEN);
             }
@@ -243,6 +288,34 @@ impl Board {
             warn!(provider, "provider throttled us");
             self.metrics.throttled.increment(1);
         }
+    }
+}
+
+/// When the provider was called last, to about a second: most calls only look.
+struct LastCall {
+    born: Instant,
+    /// Milliseconds since `born`, and one. Nothing: never.
+    at: AtomicU64,
+}
+
+impl LastCall {
+    const GRAIN: u64 = 1_000;
+
+    fn never(born: Instant) -> Self {
+        Self { born, at: AtomicU64::new(0) }
+    }
+
+    fn at(&self, now: Instant) {
+        let at = u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let known = self.at.load(Ordering::Relaxed);
+        if known == 0 || at > known.saturating_add(Self::GRAIN) {
+            self.at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    fn last(&self) -> Option<Instant> {
+        let at = self.at.load(Ordering::Relaxed).checked_sub(1)?;
+        self.born.checked_add(Duration::from_millis(at))
     }
 }
 

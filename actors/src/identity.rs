@@ -18,7 +18,7 @@ pub fn authenticate(
     since_epoch: Duration,
 ) -> Result<Principal, IdentityError> {
     let found = match identity {
-        Identity::Open => return Ok(Principal { key: Arc::clone(&ANONYMOUS) }),
+        Identity::Open => return Ok(Principal { key: Arc::clone(&ANONYMOUS), hash: None }),
         Identity::Keys => presented(headers, query).and_then(|text| lookup(directory, &text, since_epoch)),
     };
     found.inspect_err(|error| ::metrics::counter!(metrics::REFUSED, "reason" => error.reason()).increment(1))
@@ -37,6 +37,8 @@ pub enum Identity {
 #[must_use]
 pub struct Principal {
     pub key: Arc<Key>,
+    /// What the key was found by. `None`: none was asked for.
+    pub hash: Option<KeyHash>,
 }
 
 /// Why a caller is not known. The caller's fault; the same request will be refused again.
@@ -48,6 +50,9 @@ pub enum IdentityError {
     Unknown,
     #[error("the API key `{key}` has expired")]
     Expired { key: String },
+    /// Someone who administers by a key must not also spend by it.
+    #[error("the API key `{key}` has roles, so it is for the admin API only")]
+    AdminOnly { key: String },
 }
 
 impl IdentityError {
@@ -56,6 +61,7 @@ impl IdentityError {
             Self::Missing => "missing",
             Self::Unknown => "unknown",
             Self::Expired { .. } => "expired",
+            Self::AdminOnly { .. } => "admin_only",
         }
     }
 }
@@ -80,11 +86,12 @@ pub fn presented<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Result<C
 static ANONYMOUS: LazyLock<Arc<Key>> = LazyLock::new(|| Arc::new(Key::anonymous()));
 
 fn lookup(directory: &Directory, text: &str, since_epoch: Duration) -> Result<Principal, IdentityError> {
-    let key = directory.key(&KeyHash::of(text)).ok_or(IdentityError::Unknown)?;
+    let hash = KeyHash::of(text);
+    let key = directory.key(&hash).ok_or(IdentityError::Unknown)?;
     if key.is_expired(since_epoch) {
         return Err(IdentityError::Expired { key: key.name.clone() });
     }
-    Ok(Principal { key: Arc::clone(key) })
+    Ok(Principal { key: Arc::clone(key), hash: Some(hash) })
 }
 
 /// What follows the scheme `Bearer`, in any case.

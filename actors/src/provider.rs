@@ -19,10 +19,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
 use llm::dialect::Dialect;
 use llm::dialect::compatible::vendor;
 use tokio::sync::Semaphore;
+use tracing::debug;
 
 pub use self::client::{BodyError, CallError, UpstreamBody, forwarded, retry_after};
 pub use self::connect::{ConnectError, TrustError};
-pub use self::credentials::{Credential, DEAD_FOR, Flag, Secret, Standing};
+pub use self::credentials::{Credential, DEAD_FOR, Flag, Flagged, Secret, Standing};
 pub use self::seal::Spend;
 
 use self::client::{Client, Message, Open};
@@ -128,6 +129,25 @@ impl Providers {
         credential.flag(flag, until);
         let provider = Arc::clone(&provider.name);
         counter!(CREDENTIALS_FLAGGED, "provider" => provider, "why" => flag.name()).increment(1);
+    }
+
+    /// What providers said of credentials to this node, and still counts. For other nodes.
+    pub fn flagged_here(&self, now: Instant) -> Vec<(Arc<str>, Flagged)> {
+        let upstreams = self.upstreams.load();
+        let flagged = upstreams.iter().flat_map(|(provider, upstream)| {
+            upstream.credentials.flagged_here(now).map(|flagged| (Arc::clone(provider), flagged))
+        });
+        flagged.collect()
+    }
+
+    /// Leaves out what a provider refused or throttled on another node.
+    pub fn flag_elsewhere(&self, is_provider: impl Fn(&str) -> bool, flagged: Flagged) {
+        let upstreams = self.upstreams.load();
+        for (provider, upstream) in upstreams.iter().filter(|(provider, _upstream)| is_provider(provider)) {
+            if upstream.credentials.flag_elsewhere(flagged) {
+                debug!(%provider, why = flagged.flag.name(), "the provider flagged our credential on another node");
+            }
+        }
     }
 
     /// `None` for a provider that is not configured.

@@ -11,6 +11,8 @@ mod proposer;
 mod reader;
 mod serve;
 mod state_machine;
+#[cfg(test)]
+mod suite;
 pub mod types;
 pub mod voters;
 
@@ -47,7 +49,7 @@ use crate::freshness::{Grants, ROUNDS_IN_STALE_MAX};
 use crate::id::{Incarnation, NodeId};
 use crate::peer::frame::{from_bytes, to_bytes};
 use crate::peer::{CallError, Handler, Lane, Service, Transport};
-use crate::register::command::{Act, Author, Command, MemberInfo, Reply, Token};
+use crate::register::{Act, Author, Command, MemberInfo, Reply, Token};
 use crate::tasks::Tasks;
 
 /// Between two tries at whoever leads. Elections take longer, so a few tries fall into one.

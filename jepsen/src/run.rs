@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::register::Kind;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -224,8 +225,8 @@ async fn converge(
         progress.wait_for(|progress| progress.has(index)).await.ok()?;
     }
     Some(consensus.read(|register| {
-        let names = || register.key_names().map(str::to_owned);
-        let revoked = names().filter(|name| register.is_revoked(name)).collect();
-        (names().collect(), revoked)
+        let keys = || register.list(Kind::Keys, None);
+        let revoked = keys().filter(|key| key.revoked).map(|key| key.name.to_owned()).collect();
+        (keys().map(|key| key.name.to_owned()).collect(), revoked)
     }))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cluster::consensus::{Consensus, ProposeError};
 use cluster::directory::key::KeyHash;
 use cluster::id::NodeId;
-use cluster::register::command::{Act, Author, Expected, KeyRef, Kind, Reply};
+use cluster::register::{Act, Author, Expected, KeyRef, Kind, Reply};
 
 use crate::history::Outcome;
 

@@ -23,7 +23,7 @@ use actors::cache::Cache;
 use actors::gate::Gate;
 use actors::identity::Identity;
 use actors::ingress::Ingress;
-use actors::ingress::pipeline::{Gateway, Published};
+use actors::ingress::pipeline::{Cuts, Gateway, Published};
 use actors::ingress::tls::{Tls, TlsError};
 use actors::provider::{ProviderError, Providers};
 use actors::queue::Queue;
@@ -180,6 +180,7 @@ async fn gateway(loaded: &Loaded, supervisor: &Supervisor, tasks: &Tasks) -> Res
         node: HeaderValue::from_str(&node.name).map_err(StartError::Name)?,
         gate: Gate::always_open(),
         published: Arc::new(ArcSwap::from_pointee(published(loaded))),
+        cuts: Cuts::default(),
         limits: limits.clone(),
         breakers: Breakers::start(supervisor, policies(loaded)).await.map_err(StartError::Actor)?,
         providers: providers.map_err(|errors| StartError::Provider(ApplyError::Providers(errors)))?,

@@ -3,9 +3,13 @@
 //! Closed, it counts. It opens when `failures_max` calls failed in a row, or when at least `requests_min` calls ended
 //! within `window` and the share of failures among them reached `failure_share` percent. Open, it waits `open_for`;
 //! then it is half-open until the probe's verdict: success closes it, failure opens it again.
+//!
+//! What other nodes tell comes in as [`Advice`]. It may open the breaker after theirs, close it after a success of
+//! theirs, and say whose turn it is to probe. What this node was told by others it never tells on as its own.
 
 pub use cluster::directory::provider::BreakerConfig as Policy;
 
+use super::marks::{TURN, Turns};
 use std::time::{Duration, Instant};
 
 /// The longest a provider's own «come back later» is believed. A provider that answers nonsense must not vanish.
@@ -13,6 +17,10 @@ pub const THROTTLED_FOR_MAX: Duration = Duration::from_mins(10);
 
 /// The longest a breaker stays open before a probe, whatever the configuration says.
 pub const OPEN_FOR_MAX: Duration = Duration::from_hours(1);
+
+/// After a success closed the breaker others are not followed for so long: they may not have heard of it yet. Two
+/// successes closer together than this are taken for one.
+const NEWS_WITHIN: Duration = Duration::from_secs(2);
 
 /// The window is counted in this many parts; one part at a time is forgotten.
 const PARTS: usize = 10;
@@ -44,8 +52,22 @@ pub enum Ground {
 /// What readers see. Half-open is open whose time is over, so no timer is needed to reach it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
+    /// Opened by the failures of this node's own calls.
     pub open_until: Option<Instant>,
+    /// Opened because other nodes said so. Never while `open_until` is.
+    pub followed_until: Option<Instant>,
+    /// When the first node opened, as far as is known. While it is open.
+    pub down_since: Option<Instant>,
+    /// The provider told this node.
     pub throttled_until: Option<Instant>,
+    /// The provider told another node.
+    pub throttled_elsewhere_until: Option<Instant>,
+    /// When a call of this node closed it last.
+    pub closed_at: Option<Instant>,
+    /// Among the nodes that have it open. `None`: there is no other.
+    pub turns: Option<Turns>,
+    /// No probe before: another node is probing, or who takes turns has just changed and not all may know.
+    pub held_until: Option<Instant>,
 }
 
 /// Whether the provider may be called.
@@ -59,26 +81,68 @@ pub enum Standing {
 
 impl State {
     pub fn at(&self, now: Instant) -> Standing {
-        match (self.open_until, self.throttled_until) {
+        match (self.open(), self.throttled()) {
             (Some(until), _) if now < until => Standing::Open { until },
             (_, Some(until)) if now < until => Standing::Throttled { until },
-            (Some(_over), _) => Standing::HalfOpen,
+            (Some(_over), _) => match self.next_probe(now) {
+                next if next <= now => Standing::HalfOpen,
+                until => Standing::Open { until },
+            },
             (None, _) => Standing::Closed,
         }
     }
+
+    /// Until when it is open, for whatever reason.
+    pub fn open(&self) -> Option<Instant> {
+        self.open_until.or(self.followed_until)
+    }
+
+    fn throttled(&self) -> Option<Instant> {
+        self.throttled_until.max(self.throttled_elsewhere_until)
+    }
+
+    fn next_probe(&self, now: Instant) -> Instant {
+        let free = self.held_until.map_or(now, |until| until.max(now));
+        self.turns.map_or(free, |turns| turns.next(free))
+    }
+}
+
+/// What follows for this breaker from what all nodes tell. It is given again and again while it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Advice {
+    /// Enough others say that the provider is down; when they will know more.
+    pub follow: Option<Instant>,
+    /// When the first of the nodes that have it open now did so.
+    pub down_since: Option<Instant>,
+    /// When a call of another node closed its breaker last.
+    pub closed_at: Option<Instant>,
+    pub throttled_until: Option<Instant>,
+    pub turns: Option<Turns>,
+    /// Another node is probing; to be asked again then.
+    pub held_until: Option<Instant>,
 }
 
 /// The state and what it is decided from.
 #[derive(Clone, Debug)]
 pub struct Machine {
     state: State,
+    /// When it opened last, for whatever reason.
+    opened_at: Option<Instant>,
+    /// The latest success of another node that was heard of.
+    closed_elsewhere_at: Option<Instant>,
     failures_in_a_row: u32,
     window: Window,
 }
 
 impl Machine {
     pub fn closed(now: Instant) -> Self {
-        Self { state: State::default(), failures_in_a_row: 0, window: Window::new(now) }
+        Self {
+            state: State::default(),
+            opened_at: None,
+            closed_elsewhere_at: None,
+            failures_in_a_row: 0,
+            window: Window::new(now),
+        }
     }
 
     pub fn state(&self) -> State {
@@ -87,12 +151,15 @@ impl Machine {
 
     /// Takes a verdict. Whether it changed anything readers see is told by comparing [`state`](Self::state).
     pub fn take(&mut self, verdict: Verdict, ground: Ground, at: Instant, policy: &Policy) {
-        match (verdict, self.state.open_until) {
+        match (verdict, self.state.open()) {
             (Verdict::Neutral, _) => {}
             (Verdict::Throttled { for_ }, _) => self.throttle(for_, at),
             (Verdict::Success | Verdict::Failure, None) => self.count(verdict == Verdict::Success, at, policy),
             (Verdict::Success, Some(_)) => match ground {
-                Ground::Probe | Ground::LastResort => *self = Self::closed(at),
+                Ground::Probe | Ground::LastResort => {
+                    self.close(at);
+                    self.state = State { closed_at: Some(at), ..State::default() };
+                }
                 Ground::Closed => {}
             },
             (Verdict::Failure, Some(_)) => match ground {
@@ -100,6 +167,78 @@ impl Machine {
                 Ground::Closed | Ground::LastResort => {}
             },
         }
+    }
+
+    /// Takes what others say. The same advice twice is as once.
+    pub fn heed(&mut self, advice: &Advice, at: Instant) {
+        if let Some(closed_at) = advice.closed_at {
+            self.hear_closed(closed_at, at);
+        }
+        match advice.follow {
+            Some(until) => self.follow_open(until, at),
+            None if self.state.open_until.is_none() => {
+                self.state.followed_until = None;
+                self.state.down_since = None;
+            }
+            None => {}
+        }
+        let told = advice.throttled_until.map(|until| until.min(at + THROTTLED_FOR_MAX));
+        self.state.throttled_elsewhere_until = self.state.throttled_elsewhere_until.max(told);
+        self.take_turns(advice, at);
+    }
+
+    fn take_turns(&mut self, advice: &Advice, at: Instant) {
+        if self.state.open().is_some() {
+            self.state.down_since = earlier(self.state.down_since, advice.down_since);
+        }
+        let same = match (self.state.turns, advice.turns) {
+            (Some(known), Some(told)) => known.same(&told),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        let settled = if same { self.state.held_until.filter(|until| at < *until) } else { Some(at + TURN) };
+        self.state.turns = advice.turns;
+        self.state.held_until = settled.max(advice.held_until);
+    }
+
+    /// Another node's call succeeded: what failed here before that is over.
+    fn hear_closed(&mut self, closed_at: Instant, at: Instant) {
+        if self.closed_elsewhere_at.is_some_and(|known| closed_at < known + NEWS_WITHIN) {
+            return;
+        }
+        self.closed_elsewhere_at = Some(closed_at);
+        if self.state.open().is_some() && self.opened_at.is_some_and(|opened_at| opened_at < closed_at) {
+            self.close(at);
+        }
+    }
+
+    /// Others found it down. When they will know more is taken from them once: they may fail again and again, each in
+    /// its own time, and this node must come to its own probe.
+    fn follow_open(&mut self, until: Instant, at: Instant) {
+        let closed_at = self.state.closed_at.max(self.closed_elsewhere_at);
+        if self.state.open().is_some() || closed_at.is_some_and(|closed_at| at < closed_at + NEWS_WITHIN) {
+            return;
+        }
+        self.state.followed_until = Some(until.min(at + OPEN_FOR_MAX));
+        self.opened(at);
+    }
+
+    fn opened(&mut self, at: Instant) {
+        self.opened_at = Some(at);
+        self.state.down_since = Some(self.state.down_since.unwrap_or(at));
+    }
+
+    fn close(&mut self, at: Instant) {
+        self.state.open_until = None;
+        self.state.followed_until = None;
+        self.state.down_since = None;
+        self.forget(at);
+    }
+
+    /// Calls from before count no more.
+    fn forget(&mut self, at: Instant) {
+        self.failures_in_a_row = 0;
+        self.window = Window::new(at);
     }
 
     fn throttle(&mut self, for_: Duration, at: Instant) {
@@ -125,14 +264,15 @@ impl Machine {
     }
 
     fn open(&mut self, at: Instant, policy: &Policy) {
-        *self = Self {
-            state: State {
-                open_until: Some(at + policy.open_for.min(OPEN_FOR_MAX)),
-                throttled_until: self.state.throttled_until,
-            },
-            ..Self::closed(at)
-        };
+        self.state.open_until = Some(at + policy.open_for.min(OPEN_FOR_MAX));
+        self.state.followed_until = None;
+        self.opened(at);
+        self.forget(at);
     }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 /// How many calls ended lately, and how many of them failed. Between nine tenths of the window and all of it is seen.

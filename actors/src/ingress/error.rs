@@ -29,6 +29,9 @@ pub enum Failure {
     NoKey,
     UnknownKey,
     ExpiredKey,
+    AdminKey,
+    /// The key was revoked while the request ran, and running requests were to end.
+    RevokedKey,
     Invalid(BadRequest),
     /// A header of ours that says nothing sensible.
     BadHeader {
@@ -170,6 +173,8 @@ rows! {
     NO_KEY: 401, "invalid_request_error", "missing_api_key", "", "Send the key as `Authorization: Bearer …` or `x-api-key: …`.";
     UNKNOWN_KEY: 401, "invalid_request_error", "invalid_api_key", "", "Check the key; `llm-edge-agent keys new` makes one.";
     EXPIRED_KEY: 401, "invalid_request_error", "expired_api_key", "", "Ask the operator for a new key.";
+    ADMIN_KEY: 403, "permission_denied", "admin_key", "", "A key with roles is for the admin API only; call with a key that has none.";
+    REVOKED_KEY: 401, "invalid_request_error", "api_key_revoked", "", "The key was revoked while the request ran; ask the operator for a new one.";
     INVALID: 400, "invalid_request_error", "invalid_request", "", "`param` names the field, the message what was wanted.";
     DEEP: 400, "invalid_request_error", "too_deep", "", "Nest JSON at most 64 levels deep.";
     BAD_HEADER: 400, "invalid_request_error", "invalid_header", "", "The message names the header and what it takes.";
@@ -213,6 +218,8 @@ impl Failure {
             Self::NoKey => row::NO_KEY,
             Self::UnknownKey => row::UNKNOWN_KEY,
             Self::ExpiredKey => row::EXPIRED_KEY,
+            Self::AdminKey => row::ADMIN_KEY,
+            Self::RevokedKey => row::REVOKED_KEY,
             Self::Invalid(bad) => match bad.kind {
                 Kind::Depth => row::DEEP,
                 Kind::Syntax { .. } | Kind::DuplicateKey | Kind::Missing | Kind::Invalid | Kind::Unsupported => {
@@ -259,6 +266,8 @@ impl Failure {
             Self::NoKey => "no API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`".to_owned(),
             Self::UnknownKey => "this API key is not known here".to_owned(),
             Self::ExpiredKey => "this API key has expired".to_owned(),
+            Self::AdminKey => "this API key has roles, so it is for the admin API only".to_owned(),
+            Self::RevokedKey => "this API key was revoked".to_owned(),
             Self::Invalid(bad) => bad.message.clone(),
             Self::BadHeader { name, wanted } => format!("header `{name}` must be {wanted}"),
             Self::BadHttp { what } => (*what).to_owned(),

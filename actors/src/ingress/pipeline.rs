@@ -3,6 +3,8 @@
 //! Every step is a call that returns and hands on a receipt; what a dropped receipt does is the safe thing.
 
 pub mod attempt;
+mod cuts;
+mod marks;
 pub mod metrics;
 mod models;
 mod record;
@@ -31,6 +33,8 @@ use storage::cache::{Key, Scope};
 use tracing::error;
 
 use self::attempt::Attempts;
+pub use self::cuts::Cuts;
+use self::cuts::Listener;
 use self::record::{Cached, Record};
 use crate::breaker::{self, Breakers};
 use crate::cache::answer::Answer;
@@ -69,6 +73,8 @@ pub struct Gateway {
     /// Looked at before what is published, so that what a request then reads is at least as new as it was found fresh.
     pub gate: Gate,
     pub published: Arc<ArcSwap<Published>>,
+    /// Told of keys whose running requests are to end.
+    pub cuts: Cuts,
     pub limits: LimitsConfig,
     /// Kept across reloads, with what they know of the providers that stay.
     pub breakers: Breakers,
@@ -86,6 +92,7 @@ pub struct Gateway {
 struct Chat {
     published: Arc<Published>,
     principal: Principal,
+    cuts: Listener,
     route: Arc<Route>,
     request: Arc<ChatRequest>,
     raw: Bytes,
@@ -164,6 +171,7 @@ impl Gateway {
         let endpoint = api::endpoint(&parts.method, path, &parts.headers).map_err(|error| api_failure(error, path))?;
         record.operation = endpoint.operation.name();
 
+        let cuts = self.cuts.listen();
         let published = self.published.load_full();
         let principal = identity::authenticate(
             &published.directory,
@@ -192,15 +200,15 @@ impl Gateway {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
                 let request = dialect.decode_request(&raw).map_err(Failure::Invalid)?;
-                let chat = self.let_in(published, principal, request, raw, dialect, parts.headers, record)?;
+                let chat = self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record)?;
                 let deadline = info.arrived_at + chat.route.timeout.map_or(timeout, |own| own.min(timeout));
-                self.chat(Chat { deadline, ..chat }, record).await
+                self.chat_unless_cut(Chat { deadline, ..chat }, record).await
             }
             Operation::CountTokens => {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
                 let request = dialect.decode_count_request(&raw).map_err(Failure::Invalid)?;
-                let chat = self.let_in(published, principal, request, raw, dialect, parts.headers, record)?;
+                let chat = self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record)?;
                 let chat = Chat { deadline: info.arrived_at + timeout, ..chat };
                 Ok(Answered::Now(reply::count_tokens(self, chat, record).await))
             }
@@ -252,6 +260,7 @@ impl Gateway {
         &self,
         published: Arc<Published>,
         principal: Principal,
+        cuts: Listener,
         request: ChatRequest,
         raw: Bytes,
         dialect: Dialect,
@@ -283,6 +292,7 @@ impl Gateway {
         Ok(Chat {
             published,
             principal,
+            cuts,
             route,
             request: Arc::new(request),
             raw,
@@ -291,6 +301,16 @@ impl Gateway {
             request_id: Arc::clone(&record.request_id),
             deadline: record.started,
         })
+    }
+
+    /// As [`chat`](Self::chat), for as long as the key's requests may run. A stream that has begun listens on.
+    async fn chat_unless_cut(self: &Arc<Self>, chat: Chat, record: &mut Record) -> Result<Answered, Failure> {
+        let (key, mut cuts) = (chat.principal.hash, chat.cuts.clone());
+        tokio::select! {
+            biased;
+            answered = self.chat(chat, record) => answered,
+            () = cuts.cut(key) => Err(Failure::RevokedKey),
+        }
     }
 
     /// From the cache, from a call that is under way, or from a provider.
@@ -502,6 +522,7 @@ fn identity_failure(error: &IdentityError) -> Failure {
         IdentityError::Missing => Failure::NoKey,
         IdentityError::Unknown => Failure::UnknownKey,
         IdentityError::Expired { .. } => Failure::ExpiredKey,
+        IdentityError::AdminOnly { .. } => Failure::AdminKey,
     }
 }
 
@@ -517,3 +538,6 @@ fn queue_failure(error: &QueueError) -> Failure {
         QueueError::Full => Failure::Busy,
     }
 }
+
+#[cfg(test)]
+mod tests;

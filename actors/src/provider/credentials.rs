@@ -67,6 +67,15 @@ impl Flag {
     }
 }
 
+/// A flag as nodes tell each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flagged {
+    /// Which of the provider's credentials: see `mark_of`.
+    pub credential: u32,
+    pub flag: Flag,
+    pub until: Instant,
+}
+
 /// The credential of one call. Cheap to clone; a flag put on it is seen by every later pick.
 #[derive(Clone, Debug)]
 pub struct Credential {
@@ -82,10 +91,7 @@ impl Credential {
 
     /// Leaves it out until `until`. An earlier flag that lasts longer stands.
     pub fn flag(&self, flag: Flag, until: Instant) {
-        let mut flagged = self.slot.flagged.lock();
-        if flagged.is_none_or(|(_, standing)| standing < until) {
-            *flagged = Some((flag, until));
-        }
+        longer(&mut self.slot.flags.lock().here, flag, until);
     }
 
     /// Takes the secret out of what the provider said: some repeat the request's headers in their errors.
@@ -108,12 +114,51 @@ struct Slot {
     /// `None`: nothing is sent.
     secret: Option<Secret>,
     header: Option<(HeaderName, HeaderValue)>,
-    flagged: Mutex<Option<(Flag, Instant)>>,
+    /// What other nodes call it by.
+    mark: u32,
+    flags: Mutex<Flags>,
+}
+
+/// What providers said of a credential. Only what they said to this node is told on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flags {
+    here: Option<(Flag, Instant)>,
+    elsewhere: Option<(Flag, Instant)>,
+}
+
+impl Flags {
+    /// The one that lasts longest.
+    fn at(&self, now: Instant) -> Option<(Flag, Instant)> {
+        let standing = |flag: &(Flag, Instant)| flag.1 > now;
+        self.here.into_iter().chain(self.elsewhere).filter(standing).max_by_key(|(_, until)| *until)
+    }
+}
+
+fn longer(known: &mut Option<(Flag, Instant)>, flag: Flag, until: Instant) {
+    if known.is_none_or(|(_, standing)| standing < until) {
+        *known = Some((flag, until));
+    }
+}
+
+/// A few bits of a hash for this purpose alone: enough to tell a provider's credentials apart on every node that has
+/// them, wherever they stand in its file, and far too few to find one by.
+fn mark_of(secret: Option<&Secret>) -> u32 {
+    let mut hasher = blake3::Hasher::new_derive_key("llm-edge-agent: which credential of a provider");
+    if let Some(Secret(secret)) = secret {
+        hasher.update(secret.as_bytes());
+    }
+    hasher.finalize().as_bytes().first_chunk().map_or(0, |word| u32::from_be_bytes(*word))
+}
+
+impl Slot {
+    fn new(secret: Option<Secret>, header: Option<(HeaderName, HeaderValue)>) -> Self {
+        Self { mark: mark_of(secret.as_ref()), secret, header, flags: Mutex::default() }
+    }
 }
 
 impl fmt::Debug for Slot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Slot").field("flagged", &self.flagged).finish_non_exhaustive()
+        formatter.debug_struct("Slot").field("flags", &self.flags).finish_non_exhaustive()
     }
 }
 
@@ -152,13 +197,11 @@ impl Credentials {
                 known.iter().find(|slot| slot.secret.as_ref() == Some(secret) && slot.header.as_ref() == Some(&header));
             slots.push(match same {
                 Some(slot) => Arc::clone(slot),
-                None => {
-                    Arc::new(Slot { secret: Some(secret.clone()), header: Some(header), flagged: Mutex::default() })
-                }
+                None => Arc::new(Slot::new(Some(secret.clone()), Some(header))),
             });
         }
         if slots.is_empty() {
-            slots.push(Arc::new(Slot { secret: None, header: None, flagged: Mutex::default() }));
+            slots.push(Arc::new(Slot::new(None, None)));
         }
         Ok(Self { slots, turn: AtomicUsize::new(0) })
     }
@@ -171,6 +214,23 @@ impl Credentials {
             .filter(|index| !tried.contains(index))
             .filter_map(|index| Some(Credential { index, slot: Arc::clone(self.slots.get(index)?) }))
             .find(|credential| standing_flag(&credential.slot, now).is_none())
+    }
+
+    /// What the provider said to this node and still counts, by credential.
+    pub fn flagged_here(&self, now: Instant) -> impl Iterator<Item = Flagged> {
+        self.slots.iter().filter_map(move |slot| {
+            let (flag, until) = slot.flags.lock().here.filter(|(_, until)| *until > now)?;
+            Some(Flagged { credential: slot.mark, flag, until })
+        })
+    }
+
+    /// What the provider said to another node. Whether this one has that credential.
+    pub fn flag_elsewhere(&self, flagged: Flagged) -> bool {
+        let slot = self.slots.iter().find(|slot| slot.mark == flagged.credential);
+        if let Some(slot) = slot {
+            longer(&mut slot.flags.lock().elsewhere, flagged.flag, flagged.until);
+        }
+        slot.is_some()
     }
 
     pub fn standing(&self, now: Instant) -> Standing {
@@ -193,7 +253,7 @@ impl Credentials {
 }
 
 fn standing_flag(slot: &Slot, now: Instant) -> Option<(Flag, Instant)> {
-    (*slot.flagged.lock()).filter(|(_, until)| *until > now)
+    slot.flags.lock().at(now)
 }
 
 #[cfg(test)]
@@ -282,6 +342,34 @@ mod tests {
 
         assert_eq!(picked(&after, &[], now), Some(0));
         assert_eq!(picked(&after, &[0], now), None);
+    }
+
+    /// Nodes may list the same credentials in another order, while a change of the file rolls through the cluster.
+    #[test]
+    fn a_flag_told_by_another_node_finds_its_credential_and_is_not_told_on() {
+        let (here, there) = (credentials(&["a", "b"]), credentials(&["new", "b", "a"]));
+        let now = cluster::clock::now();
+        here.pick(&[1], now).unwrap().flag(Flag::Dead, now + DEAD_FOR);
+
+        let told: Vec<_> = here.flagged_here(now).collect();
+        assert!(told.iter().all(|flagged| there.flag_elsewhere(*flagged)));
+
+        assert_eq!(picked(&there, &[0, 1], now), None);
+        assert_eq!(picked(&there, &[0, 2], now), Some(1));
+        assert_eq!(picked(&there, &[0, 1], now + DEAD_FOR), Some(2));
+        assert_eq!(there.flagged_here(now).count(), 0, "an echo would never end");
+        assert_eq!(here.flagged_here(now + DEAD_FOR).count(), 0);
+    }
+
+    #[test]
+    fn a_flag_of_a_credential_this_node_has_not_changes_nothing() {
+        let credentials = credentials(&["a"]);
+        let now = cluster::clock::now();
+
+        let known = credentials.flag_elsewhere(Flagged { credential: 1, flag: Flag::Dead, until: now + DEAD_FOR });
+
+        assert!(!known);
+        assert_eq!(credentials.standing(now), Standing::Usable);
     }
 
     #[test]

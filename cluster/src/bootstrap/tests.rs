@@ -43,7 +43,7 @@ impl Transport for Net {
 }
 
 fn cells() -> Cells {
-    Cells::open(Arc::new(SimulatedDisk::new(1)), storage::fatal::told_to_nobody()).unwrap()
+    Cells::open(SimulatedDisk::new().disk(), Arc::new(|_reason| {})).unwrap()
 }
 
 fn node(id: u64, name: &str, seeds: &[&str], cells: &Cells) -> Bootstrap {

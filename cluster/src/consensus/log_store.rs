@@ -29,7 +29,7 @@ pub struct LogStore {
 }
 
 impl LogStore {
-    pub fn new(log: Log, cells: Arc<Cells>) -> Self {
+    pub fn new(log: Log, cells: Cells) -> Self {
         let committed = Arc::new(parking_lot::Mutex::new(None));
         Self { log, cells, committed }
     }
@@ -46,14 +46,21 @@ impl LogStore {
             Bound::Excluded(end) => *end,
             Bound::Unbounded => u64::MAX,
         };
-        // What is beyond the end is not there yet. What was purged is asked for by mistake, and the log says so.
+        // What is beyond the end is not there yet, and before the first entry of a log there never was one. What was purged
+        // is asked for by mistake, and the log says so.
         let end = end.min(bounds.next);
+        let first = if bounds.purged.is_none() || from_start(&range) { first.max(bounds.first) } else { first };
         if first >= end {
             return Ok(Vec::new());
         }
         let records = self.log.read(first..end).map_err(|error| failed(ErrorSubject::Logs, ErrorVerb::Read, &error))?;
         records.iter().map(|record| decode::<Entry>(record, ErrorSubject::Logs)).collect()
     }
+}
+
+/// Whether whoever asks wants what there is from the start on, rather than certain entries.
+fn from_start(range: &impl RangeBounds<u64>) -> bool {
+    matches!(range.start_bound(), Bound::Unbounded | Bound::Included(0))
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -115,7 +122,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let mut first = None;
         let mut records = Vec::new();
-        for entry in entries {
+        let purged = self.log.bounds().purged;
+        // What was purged was applied: an entry from before is here already, in what came of it.
+        for entry in entries.into_iter().filter(|entry| purged.is_none_or(|purged| entry.log_id.index > purged)) {
             first = first.or(Some(entry.log_id.index));
             records.push(Bytes::from(encode(&entry, ErrorSubject::Logs)?));
         }
@@ -127,6 +136,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let done = Box::new(move |result: Result<(), storage::log::Failed>| {
             callback.log_io_completed(result.map_err(io::Error::other));
         });
+        if first < self.log.bounds().next {
+            // Openraft truncates what conflicts before it appends; should it not, what it appends counts.
+            let (cut, _durable_before_what_follows) = receipt();
+            self.log.truncate_from(self.log.place(0).await, first, cut);
+        }
         self.log.append(place, first, records, done);
         Ok(())
     }

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::metrics::{BATCH_COMMANDS, PROPOSALS};
 use super::types::{Batch, Raft};
 use crate::id::NodeId;
-use crate::register::command::{Command, Reply};
+use crate::register::{Act, Command, Reply};
 
 /// Commands in one entry.
 const BATCH_MAX: usize = 512;
@@ -42,8 +42,8 @@ pub enum NotProposed {
     /// Nothing was proposed.
     #[error("another node leads")]
     NotLeader { leader: Option<NodeId> },
-    /// It was proposed; whether it will be applied is for the next leader to say.
-    #[error("this node stopped leading while the command was under way")]
+    /// It may have been proposed; whether it will be applied is for the next leader to say.
+    #[error("this node stopped leading, or stopped, while the command was under way")]
     Deposed { leader: Option<NodeId> },
     /// Nothing was proposed.
     #[error("{WAITING_MAX} commands are waiting already")]
@@ -54,15 +54,18 @@ pub enum NotProposed {
     /// Nothing was proposed.
     #[error("the disk is nearly full")]
     NoSpace,
+    /// Nothing was proposed.
     #[error("consensus has stopped on this node")]
     Stopped,
 }
+
+type Answer = oneshot::Sender<Result<Accepted, NotProposed>>;
 
 struct Waiting {
     command: Command,
     bytes: usize,
     until: Instant,
-    answer: oneshot::Sender<Result<Accepted, NotProposed>>,
+    answer: Answer,
 }
 
 /// Where commands are handed in. Cheap to clone.
@@ -80,7 +83,7 @@ impl Proposer {
 
     /// Proposes at this node, which should lead.
     pub async fn propose(&self, command: Command, until: Instant) -> Result<Accepted, NotProposed> {
-        let bytes = command.size_hint();
+        let bytes = weight(&command);
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { command, bytes, until, answer };
         match self.queue.try_send(waiting) {
@@ -88,7 +91,8 @@ impl Proposer {
             Err(mpsc::error::TrySendError::Full(_)) => return Err(NotProposed::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(NotProposed::Stopped),
         }
-        answered.await.unwrap_or(Err(NotProposed::Stopped))
+        // Who had it is gone, perhaps after it was proposed.
+        answered.await.unwrap_or(Err(NotProposed::Deposed { leader: None }))
     }
 }
 
@@ -120,7 +124,7 @@ fn gather(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> (Vec<Waiting>,
         if waiting.answer.is_closed() {
             // Nobody waits for it any more: as if it had never been handed in.
         } else if waiting.until <= now {
-            answer(waiting, Err(NotProposed::TooLate));
+            tell(waiting.answer, Err(NotProposed::TooLate));
         } else if !batch.is_empty() && bytes + waiting.bytes > BATCH_BYTES_MAX {
             return (batch, Some(waiting));
         } else {
@@ -135,8 +139,26 @@ fn gather(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> (Vec<Waiting>,
     (batch, None)
 }
 
-async fn write(me: NodeId, raft: &Raft, mut waiting: Vec<Waiting>) {
-    let commands: Vec<Command> = waiting.iter_mut().map(|waiting| std::mem::take(&mut waiting.command)).collect();
+/// Bytes a command has in the log, about.
+fn weight(command: &Command) -> usize {
+    const FRAME: usize = 256;
+    FRAME
+        + match &command.act {
+            Act::Put { name, spec, .. } => name.len() + spec.len(),
+            Act::ReconcilePart { bytes, .. } => bytes.len(),
+            Act::Started { .. }
+            | Act::Admit { .. }
+            | Act::Remove { .. }
+            | Act::Delete { .. }
+            | Act::Revoke { .. }
+            | Act::SwitchProvider { .. }
+            | Act::Tick { .. } => 0,
+        }
+}
+
+async fn write(me: NodeId, raft: &Raft, batch: Vec<Waiting>) {
+    let (commands, waiting): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|waiting| (waiting.command, waiting.answer)).unzip();
     #[expect(clippy::cast_precision_loss, reason = "a histogram of small numbers")]
     histogram!(BATCH_COMMANDS).record(commands.len() as f64);
     counter!(PROPOSALS).increment(commands.len() as u64);
@@ -148,9 +170,9 @@ async fn write(me: NodeId, raft: &Raft, mut waiting: Vec<Waiting>) {
         Ok(done) => {
             let index = done.log_id.index;
             let mut replies = done.data.0.into_iter();
-            for waiting in waiting {
+            for answer in waiting {
                 let accepted = replies.next().map(|reply| Accepted { index, reply });
-                answer(waiting, accepted.ok_or(NotProposed::Stopped));
+                tell(answer, accepted.ok_or(NotProposed::Deposed { leader: None }));
             }
         }
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
@@ -158,7 +180,7 @@ async fn write(me: NodeId, raft: &Raft, mut waiting: Vec<Waiting>) {
             refuse(waiting, &NotProposed::Deposed { leader: forward.leader_id });
         }
         Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(_)) | RaftError::Fatal(_)) => {
-            refuse(waiting, &NotProposed::Stopped);
+            refuse(waiting, &NotProposed::Deposed { leader: None });
         }
     }
 }
@@ -166,21 +188,21 @@ async fn write(me: NodeId, raft: &Raft, mut waiting: Vec<Waiting>) {
 /// Returns some time after this node stopped leading.
 async fn deposed(me: NodeId, raft: &Raft) -> Option<NodeId> {
     let mut metrics = raft.metrics();
-    let Ok(_other) = metrics.wait_for(|metrics| metrics.current_leader != Some(me)).await else {
+    if metrics.wait_for(|metrics| metrics.current_leader != Some(me)).await.is_err() {
         return std::future::pending().await;
-    };
+    }
     tokio::time::sleep(DEPOSED_MAX).await;
     metrics.borrow().current_leader
 }
 
-fn refuse(waiting: Vec<Waiting>, why: &NotProposed) {
+fn refuse(waiting: Vec<Answer>, why: &NotProposed) {
     debug!(commands = waiting.len(), %why, "commands were not proposed");
-    for waiting in waiting {
-        answer(waiting, Err(why.clone()));
+    for answer in waiting {
+        tell(answer, Err(why.clone()));
     }
 }
 
-fn answer(waiting: Waiting, with: Result<Accepted, NotProposed>) {
+fn tell(answer: Answer, with: Result<Accepted, NotProposed>) {
     // Who asked may have given up.
-    let _gone = waiting.answer.send(with);
+    let _gone = answer.send(with);
 }

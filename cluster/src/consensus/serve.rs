@@ -16,8 +16,8 @@ use super::{Accepted, ChangeError, Consensus, NotProposed, NotRead, PAUSE, Place
 use crate::freshness::NotGranted;
 use crate::id::NodeId;
 use crate::peer::frame::{from_bytes, to_bytes};
-use crate::peer::{Caller, Handler, Lane, Refusal, Service};
-use crate::register::command::Command;
+use crate::peer::{Caller, Handler, Refusal, Service};
+use crate::register::Command;
 
 /// One look at whether a member publishes an entry. It answers at once when it does.
 const LOOK_MAX: Duration = Duration::from_secs(1);

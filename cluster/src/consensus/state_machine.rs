@@ -14,8 +14,7 @@ use super::log_store::{blocking, decode, encode, failed};
 use super::types::{
     Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
 };
-use crate::register::Register;
-use crate::register::command::AuditRecord;
+use crate::register::{AuditRecord, Command, Register};
 
 /// What readers of the register are told after every step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +122,7 @@ impl StateMachine {
     }
 
     /// Applies the entries and returns a reply for each, and what the audit trail gets.
-    fn apply_all(&self, entries: impl IntoIterator<Item = Entry>) -> (Vec<Replies>, Vec<(u64, AuditRecord)>) {
+    fn apply_all(&self, entries: impl IntoIterator<Item = Entry>) -> (Vec<Replies>, Vec<AuditRecord>) {
         let mut replies = Vec::new();
         let mut audited = Vec::new();
         for entry in entries {
@@ -134,9 +133,10 @@ impl StateMachine {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(batch) => {
                     for command in &batch.commands {
+                        stop_if_unknown(command);
                         let applied = register.apply(index, command);
                         answers.push(applied.reply);
-                        audited.extend(applied.audit.map(|record| (index, record)));
+                        audited.extend(applied.audit);
                     }
                 }
                 EntryPayload::Membership(membership) => {
@@ -243,13 +243,19 @@ impl Kept {
     }
 }
 
-fn write_down(trail: &Trail, audited: &[(u64, AuditRecord)]) -> Result<(), StorageError> {
-    for (place, (index, record)) in audited.iter().enumerate() {
+fn write_down(trail: &Trail, audited: &[AuditRecord]) -> Result<(), StorageError> {
+    for record in audited {
         let bytes = encode(record, ErrorSubject::StateMachine)?;
-        // Several records can come of one entry; the trail keeps them apart and in order.
-        let key = (*index, u32::try_from(place).unwrap_or(u32::MAX));
-        trail.append(key, &bytes).map_err(|error| failed(ErrorSubject::StateMachine, ErrorVerb::Write, &error))?;
+        let written = trail.append(record.index, &bytes);
+        written.map_err(|error| failed(ErrorSubject::StateMachine, ErrorVerb::Write, &error))?;
     }
     Ok(())
 }
 
+/// A register that skipped what others applied would part from theirs. Members announce what they know and nothing newer
+/// is proposed, so this is a program older than its cluster: it must be updated, and its log is whole.
+fn stop_if_unknown(command: &Command) {
+    if !command.is_known() {
+        storage::fatal::abort("the log has commands of a newer version than this program knows; update it");
+    }
+}

@@ -11,7 +11,7 @@ use rand::RngCore;
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
-use crate::register::command::{Command, Reply};
+use crate::register::{Command, Reply};
 
 openraft::declare_raft_types!(
     pub TypeConfig:

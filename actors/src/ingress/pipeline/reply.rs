@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use cluster::clock;
+use cluster::directory::key::KeyHash;
 use cluster::ledger::money::NanoUsd;
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response};
@@ -12,6 +13,7 @@ use llm::chat::{ChatReply, Delta};
 use llm::dialect::Dialect;
 use llm::tokens;
 
+use super::cuts::Listener;
 use super::record::Record;
 use super::{Answered, Chat, Gateway};
 use crate::cache::answer::Answer;
@@ -160,6 +162,8 @@ struct Relay {
     writer: Writer,
     dialect: Dialect,
     deadline: Instant,
+    key: Option<KeyHash>,
+    cuts: Listener,
     ended: bool,
 }
 
@@ -167,7 +171,8 @@ impl Relay {
     fn new(chat: &Chat, begun: Begun) -> Self {
         let Begun { supply, first, source: _ } = begun;
         let writer = Writer::new(chat.form());
-        Self { supply, first, writer, dialect: chat.dialect, deadline: chat.deadline, ended: false }
+        let (key, cuts) = (chat.principal.hash, chat.cuts.clone());
+        Self { supply, first, writer, dialect: chat.dialect, deadline: chat.deadline, key, cuts, ended: false }
     }
 
     fn respond(self, mut record: Record) -> Response<Body> {
@@ -189,7 +194,12 @@ impl Relay {
                 Ok(Some(first))
             } else {
                 let left = self.deadline.saturating_duration_since(clock::now());
-                match tokio::time::timeout(PING_EVERY.min(left), self.supply.next()).await {
+                let waited = tokio::select! {
+                    biased;
+                    () = self.cuts.cut(self.key) => Ok(Err(Failure::RevokedKey)),
+                    step = tokio::time::timeout(PING_EVERY.min(left), self.supply.next()) => step,
+                };
+                match waited {
                     Ok(step) => step,
                     Err(_elapsed) if left <= PING_EVERY => {
                         let after = self.deadline.saturating_duration_since(record.started);

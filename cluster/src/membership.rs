@@ -1,0 +1,3 @@
+//! Who is there, told by gossip.
+
+pub mod metrics;
