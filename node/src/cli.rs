@@ -35,7 +35,7 @@ pub enum Command {
     Run(RunArgs),
     /// Say everything that is wrong with a configuration file, and change nothing.
     Check(check::CheckArgs),
-    /// Print a generated reference, in Markdown.
+    /// Print a generated reference.
     Reference(ReferenceArgs),
     /// Run the provider simulator alone.
     Simulate(SimulatorArgs),
@@ -62,6 +62,8 @@ pub enum Reference {
     Metrics,
     /// Every error a client can get.
     Errors,
+    /// The admin API, as an `OpenAPI` document in JSON.
+    Openapi,
 }
 
 /// 0 done; 1 refused or failed, and standard error says why; 2 not understood.
@@ -94,6 +96,7 @@ fn reference_of(what: Reference) -> String {
         Reference::Config => reference::config::markdown(),
         Reference::Metrics => reference::metrics::markdown(),
         Reference::Errors => reference::errors::markdown(),
+        Reference::Openapi => format!("{:#}", crate::admin::openapi::document()),
     }
 }
 

@@ -46,7 +46,9 @@ class Process:
             )
         until(f"{name} is ready", lambda: addresses.exists() or self.has_ended(), START_SECONDS_MAX)
         assert not self.has_ended(), f"{name} ended:\n{self.output.read_text()}"
-        self.url = f"http://{json.loads(addresses.read_text())['api']}"
+        listens = json.loads(addresses.read_text())
+        self.url = f"http://{listens['api']}"
+        self.admin = f"http://{listens['admin']}" if "admin" in listens else None
 
     def has_ended(self):
         return self.child.poll() is not None
