@@ -56,7 +56,7 @@ impl Lane {
     }
 }
 
-/// Who handles a call. Numbers are listed here, only appended and never reused: nodes of two versions talk.
+/// Who handles a call. The numbers are listed in `services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service(pub u8);
 
