@@ -7,6 +7,7 @@ pub mod client;
 pub mod frame;
 pub mod hello;
 pub mod metrics;
+pub mod nobody;
 pub mod server;
 mod services;
 pub mod standing;
