@@ -139,6 +139,19 @@ struct Birth {
     born: Option<u128>,
 }
 
+impl Place {
+    fn may_be(&self, other: &Self) -> bool {
+        self.directory.may_be(&other.directory) && self.lock.may_be(&other.lock)
+    }
+}
+
+impl Birth {
+    fn may_be(&self, other: &Self) -> bool {
+        let born = self.born.zip(other.born).is_none_or(|(this, other)| this == other);
+        born && self.inode == other.inode
+    }
+}
+
 impl DataDir {
     /// Makes the directory if it is not there. Blocks.
     pub fn open(path: &Path, copies: Copies, on_fatal: OnFatal) -> Result<Self, OpenError> {
@@ -188,7 +201,7 @@ impl DataDir {
         Arc::clone(&self.disk)
     }
 
-    /// The same cells at each call.
+    /// The same cells at each call. `place` and `boots` are taken.
     pub fn cells(&self) -> Cells {
         self.cells.clone()
     }
@@ -309,6 +322,8 @@ fn check_place(path: &Path, lock: &File, cells: &Cells, copies: Copies) -> Resul
         let (_version, remembered) = codec::decode::<Place>(&bytes, SMALL_FILE_MAX).map_err(damaged)?;
         match copies {
             _ if remembered == place => return Ok(()),
+            // A newer kernel may tell more.
+            _ if remembered.may_be(&place) => {}
             Copies::Refuse => return Err(OpenError::Copied { path: path.to_owned() }),
             Copies::Adopt => {
                 tracing::warn!(path = %path.display(), "adopting a data directory that was elsewhere before");
@@ -340,5 +355,23 @@ fn cell_error(path: &Path) -> impl FnOnce(CellError) -> OpenError {
         } else {
             OpenError::Cell { path, cause }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(inode: u64, born: Option<u128>) -> Place {
+        Place { directory: Birth { inode, born }, lock: Birth { inode: 7, born } }
+    }
+
+    /// Another birth under the same inode is another file; no birth at all is what a file system may not tell.
+    #[test]
+    fn a_place_is_told_by_what_the_file_system_tells() {
+        assert!(place(1, Some(5)).may_be(&place(1, Some(5))));
+        assert!(place(1, None).may_be(&place(1, Some(5))));
+        assert!(!place(1, Some(6)).may_be(&place(1, Some(5))));
+        assert!(!place(2, None).may_be(&place(1, None)));
     }
 }
