@@ -236,6 +236,7 @@ impl Drop for Ephemeral {
 
 /// Makes the directory, for its owner only. One that others may read is closed to them.
 fn make_private(path: &Path) -> Result<(), OpenError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|cause| {
         if matches!(cause.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) {
             OpenError::NoDirectory { path: path.to_owned() }
@@ -243,6 +244,13 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
             io_error(path, "made")(cause)
         }
     })?;
+    // What is durable within a directory is lost with the directory's own name.
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)
+            .and_then(|parent| Ok(rustix::fs::fsync(&parent)?))
+            .map_err(io_error(path, "made durably"))?;
+    }
     let permissions = fs::metadata(path).map_err(io_error(path, "read"))?.permissions();
     if permissions.mode() & 0o077 != 0 {
         // It may be a mount that belongs to someone else and is shared with us by group. Everything below is ours alone.
