@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a rig that does not work fails the test")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use storage::database::{Copies, DataDir};
 use storage::log::{Failed, Log, LogOptions, receipt};
 
-const ROOM: usize = 1 << 20;
+const ROOM: usize = 4 << 20;
 
 #[test]
 fn a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest() {
@@ -40,7 +40,7 @@ fn a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest() {
             Ok(()) => kept += 1,
             Err(failed) => break failed,
         }
-        assert!(kept < 1_000, "the disk has an end");
+        assert!(kept < 10_000, "the disk has an end");
     };
     assert_eq!(refused, Failed::NoSpace);
     assert!(!log.has_headroom());
@@ -55,6 +55,46 @@ fn a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest() {
 
     assert_eq!(log.read(0..kept + 1).unwrap(), (0..=kept).map(entry).collect::<Vec<_>>());
     assert_eq!(directory.cells().get("vote").unwrap().unwrap(), b"7");
+}
+
+/// No reason to end the process: what was flushed is there when it starts again with more room.
+#[test]
+fn a_trail_without_room_says_so_and_keeps_what_it_had() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = match Mounted::at(folder.path().join("disk")) {
+        Ok(disk) => disk,
+        Err(why) => {
+            println!("SKIPPED full_disk::a_trail_without_room_says_so_and_keeps_what_it_had: {why}");
+            return;
+        }
+    };
+    let open = || DataDir::open(&disk.0.join("data"), Copies::Refuse, Arc::new(|reason| panic!("{reason}"))).unwrap();
+    let directory = open();
+    let trail = directory.open_trail().unwrap();
+    let mut kept = 0;
+    let refused = loop {
+        match trail.append(kept, &entry(kept)).and_then(|()| trail.flush()) {
+            Ok(()) => kept += 1,
+            Err(error) => break error,
+        }
+        assert!(kept < 10_000, "the disk has an end");
+    };
+
+    assert!(refused.to_string().contains("make room"), "{refused:?}");
+    drop((trail, directory));
+    remount(&disk.0, ROOM * 4);
+    let directory = open();
+    let trail = directory.open_trail().unwrap();
+
+    let records = trail.range(0, 10_000).unwrap();
+    let read: Vec<Bytes> = records.into_iter().map(|(_index, record)| record.into()).collect();
+    assert!(read.len() as u64 >= kept);
+    assert_eq!(read, (0..read.len() as u64).map(entry).collect::<Vec<_>>());
+}
+
+fn remount(point: &Path, room: usize) {
+    let options = format!("remount,size={room}");
+    assert!(Command::new("mount").args(["-o", &options]).arg(point).status().unwrap().success());
 }
 
 fn entry(index: u64) -> Bytes {
