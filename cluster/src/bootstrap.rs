@@ -229,10 +229,9 @@ impl Bootstrap {
             return Ok(Round::Waits(wrong));
         }
         let asks = Asks { promise: promise.clone() };
-        let promised = join_all(
-            others.values().map(|place| ask::<_, Answer>(transport, &place.address, Service::PROMISE, &asks)),
-        )
-        .await;
+        let promised =
+            join_all(others.values().map(|place| ask::<_, Answer>(transport, &place.address, Service::PROMISE, &asks)))
+                .await;
         for (place, answer) in others.values().zip(promised) {
             match answer {
                 Ok((_node, Answer::Promised)) => {}
@@ -381,11 +380,7 @@ pub enum NotForgotten {
     Disk(#[source] BootstrapError),
 }
 
-fn waits_for(
-    founder: &str,
-    addresses: &[(String, String)],
-    answers: &[Result<(NodeId, Hello), CallError>],
-) -> String {
+fn waits_for(founder: &str, addresses: &[(String, String)], answers: &[Result<(NodeId, Hello), CallError>]) -> String {
     let asked = addresses.iter().zip(answers).find(|((name, _), _)| name == founder);
     match asked {
         Some(((_, address), Err(error))) => {

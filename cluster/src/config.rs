@@ -398,7 +398,10 @@ mod tests {
         assert!(
             problems("{ secret: s, advertise: 'x:1' }")[0].starts_with("advertise: others reach this node as `x:1`")
         );
-        assert!(problems_at("{ secret: s, join: ['x:1'] }", "0.0.0.0:7947")[0].starts_with("advertise: is missing, and `listen.peer` is 0"));
+        assert!(
+            problems_at("{ secret: s, join: ['x:1'] }", "0.0.0.0:7947")[0]
+                .starts_with("advertise: is missing, and `listen.peer` is 0")
+        );
         let config = ClusterConfig::default();
         assert_eq!(config.advertised("edge-0", PEER.parse().unwrap()).as_deref(), Some(PEER));
         assert_eq!(config.advertised("edge-0", "[::]:7947".parse().unwrap()), None);

@@ -550,12 +550,7 @@ fn config(timing: &Timing) -> openraft::Config {
 }
 
 /// Tells the grants when this node leads and when not.
-async fn follow_leadership(
-    me: NodeId,
-    mut raft: watch::Receiver<Metrics>,
-    grants: Arc<Grants>,
-    clock: Clock,
-) {
+async fn follow_leadership(me: NodeId, mut raft: watch::Receiver<Metrics>, grants: Arc<Grants>, clock: Clock) {
     let mut known = None;
     loop {
         let now = {

@@ -47,11 +47,8 @@ fn all(arguments: &Arguments) -> std::io::Result<bool> {
     let mut out = std::io::stdout().lock();
     let mut sound = true;
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
-        let options = Options {
-            time: Duration::from_secs(arguments.seconds),
-            faults: !arguments.calm,
-            ..Options::new(seed)
-        };
+        let options =
+            Options { time: Duration::from_secs(arguments.seconds), faults: !arguments.calm, ..Options::new(seed) };
         let (verdict, history) = run(options)?;
         if arguments.history {
             for event in history.events() {

@@ -23,15 +23,8 @@ pub enum Harm {
 }
 
 impl Harm {
-    pub const ALL: [Self; 7] = [
-        Self::Kill,
-        Self::PowerCut,
-        Self::PowerCutEverywhere,
-        Self::Partition,
-        Self::OneWay,
-        Self::Loss,
-        Self::Heal,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Kill, Self::PowerCut, Self::PowerCutEverywhere, Self::Partition, Self::OneWay, Self::Loss, Self::Heal];
 
     pub const fn name(self) -> &'static str {
         match self {

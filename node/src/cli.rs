@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod check;
 mod client;
+pub mod cluster;
 pub mod keys;
 pub mod status;
 
@@ -42,6 +43,8 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Show what a running node does.
     Status(status::StatusArgs),
+    /// Make the secret that the nodes of a cluster share.
+    Cluster(cluster::ClusterArgs),
     /// Look at and change what the nodes of a cluster share, through any of them.
     Admin(admin::AdminArgs),
 }
@@ -79,6 +82,7 @@ pub fn main<S: Service>() -> ExitCode {
         Command::Simulate(args) => exit(with_runtime(simulate(args))),
         Command::Keys(args) => exit(keys::keys(&args)),
         Command::Status(args) => exit(with_runtime(status::status(&args))),
+        Command::Cluster(args) => exit(cluster::cluster(&args)),
         Command::Admin(args) => exit(with_runtime(admin::admin(&args))),
     }
 }
@@ -143,7 +147,7 @@ mod tests {
     #[test]
     fn help_names_every_command_and_hides_what_is_for_tests() {
         let help = Cli::command().render_long_help().to_string();
-        for command in ["demo", "run", "check", "reference", "simulate", "keys", "status", "admin"] {
+        for command in ["demo", "run", "check", "reference", "simulate", "keys", "status", "cluster", "admin"] {
             assert!(help.contains(&format!("\n  {command}")), "{help}");
         }
         let mut cli = Cli::command();

@@ -81,12 +81,15 @@ const ABC: [&str; 3] = ["a", "b", "c"];
 
 /// Starts all three and returns them with their disks.
 fn three(net: &Net) -> Vec<(Bootstrap, Cells)> {
-    (1..).zip(ABC).map(|(id, name)| {
-        let cells = cells();
-        let bootstrap = node(id, name, &ABC, &cells);
-        net.up(name, &bootstrap);
-        (bootstrap, cells)
-    }).collect()
+    (1..)
+        .zip(ABC)
+        .map(|(id, name)| {
+            let cells = cells();
+            let bootstrap = node(id, name, &ABC, &cells);
+            net.up(name, &bootstrap);
+            (bootstrap, cells)
+        })
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,7 +170,10 @@ async fn a_promise_is_not_forgotten_while_its_founder_answers() {
     let nodes = three(&net);
     net.down("c");
     let _waits = net.outcome(&nodes[0].0).await;
-    assert!(matches!(nodes[1].0.forget_promise(&net).await, Err(NotForgotten::None)), "a asks all only once all are there");
+    assert!(
+        matches!(nodes[1].0.forget_promise(&net).await, Err(NotForgotten::None)),
+        "a asks all only once all are there"
+    );
     net.up("c", &nodes[2].0);
     let promise = nodes[0].0.known.lock().promised.clone();
     assert!(promise.is_none());

@@ -159,10 +159,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 }
 
-pub(super) fn encode<T: serde::Serialize>(
-    value: &T,
-    subject: ErrorSubject<NodeId>,
-) -> Result<Vec<u8>, StorageError> {
+pub(super) fn encode<T: serde::Serialize>(value: &T, subject: ErrorSubject<NodeId>) -> Result<Vec<u8>, StorageError> {
     codec::encode(FORMAT, value).map_err(|error| failed(subject, ErrorVerb::Write, &error))
 }
 

@@ -89,10 +89,7 @@ impl RaftNetwork<TypeConfig> for Member {
         &mut self,
         request: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
-    ) -> Result<
-        InstallSnapshotResponse<NodeId>,
-        RPCError<NodeId, Place, RaftError<NodeId, InstallSnapshotError>>,
-    > {
+    ) -> Result<InstallSnapshotResponse<NodeId>, RPCError<NodeId, Place, RaftError<NodeId, InstallSnapshotError>>> {
         self.call(Service::RAFT_SNAPSHOT, &request, &option).await
     }
 

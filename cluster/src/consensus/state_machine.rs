@@ -11,9 +11,7 @@ use storage::trail::Trail;
 use tokio::sync::watch;
 
 use super::log_store::{blocking, decode, encode, failed};
-use super::types::{
-    Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
-};
+use super::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
 use crate::directory::key::KeyHash;
 use crate::register::{AuditRecord, Command, Register};
 
@@ -66,10 +64,7 @@ impl Shared {
 
     fn told(&self) {
         let last = self.state.lock().last;
-        let now = Progress {
-            applied: last.map(|id| id.index),
-            term: last.map_or(0, |id| id.leader_id.term),
-        };
+        let now = Progress { applied: last.map(|id| id.index), term: last.map_or(0, |id| id.leader_id.term) };
         self.progress.send_replace(now);
     }
 }
@@ -226,7 +221,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let snapshot_id = last.map_or_else(|| "empty".to_owned(), |id| format!("{}-{}", id.leader_id.term, id.index));
         let meta = SnapshotMeta { last_log_id: last, last_membership: membership, snapshot_id };
         let kept = self.kept.clone();
-        let saved = blocking(ErrorSubject::StateMachine, move || kept.save(Saved { meta, register: register.encode() })).await?;
+        let saved =
+            blocking(ErrorSubject::StateMachine, move || kept.save(Saved { meta, register: register.encode() }))
+                .await?;
         Ok(Snapshot { meta: saved.meta, snapshot: Box::new(Cursor::new(saved.register)) })
     }
 }

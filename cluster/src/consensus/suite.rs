@@ -1,13 +1,13 @@
 //! Openraft's own tests of a store, on ours: on a real disk and on the simulated one.
 
 use openraft::testing::{StoreBuilder, Suite};
+use std::sync::Arc;
 use storage::cell::Cells;
 use storage::disk::Disk;
 use storage::disk::real::RealDisk;
 use storage::disk::simulated::SimulatedDisk;
 use storage::log::{Log, LogOptions};
 use storage::snapshot::Snapshots;
-use std::sync::Arc;
 
 use super::log_store::LogStore;
 use super::state_machine::{Kept, Observer, StateMachine};

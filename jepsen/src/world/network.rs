@@ -165,10 +165,8 @@ impl Transport for Plug {
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Bytes, CallError>> {
         let carried = carry(self.network.clone(), (self.node, self.life), to, service, body);
-        async move {
-            tokio::time::timeout(deadline, carried).await.unwrap_or(Err(CallError::Timeout { deadline }))
-        }
-        .boxed()
+        async move { tokio::time::timeout(deadline, carried).await.unwrap_or(Err(CallError::Timeout { deadline })) }
+            .boxed()
     }
 
     fn call_address(

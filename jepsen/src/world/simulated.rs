@@ -169,7 +169,11 @@ impl World {
         let node = &mut self.nodes[number];
         let Some(life) = node.life.take() else { return };
         self.network.unplug(node.id);
-        if power { node.medium.crash(seed) } else { node.medium.kill() }
+        if power {
+            node.medium.crash(seed)
+        } else {
+            node.medium.kill()
+        }
         life.tasks.stop();
         life.consensus.stop().await;
     }

@@ -19,8 +19,7 @@ pub fn operator(directory: &Directory, key: &str, now: Duration) -> Result<Opera
     let key = directory.key(&KeyHash::of(key)).filter(|key| !key.is_expired(now)).ok_or(AuthError::Unknown)?;
     // A role that has gone lends nothing.
     let roles = key.roles.iter().filter_map(|name| directory.role(name));
-    let roles: Vec<Granted> =
-        roles.map(|role| Granted { grant: role.grants, tenants: role.tenants.clone() }).collect();
+    let roles: Vec<Granted> = roles.map(|role| Granted { grant: role.grants, tenants: role.tenants.clone() }).collect();
     if roles.is_empty() { Err(AuthError::NoRole) } else { Ok(Operator { name: key.name.clone(), roles }) }
 }
 
@@ -135,7 +134,7 @@ mod tests {
         fn apply(&mut self, act: Act) -> Reply {
             self.index += 1;
             let author = Author { who: "root".to_owned(), request_id: "r-1".to_owned(), ..Author::default() };
-            let at = Duration::from_secs(1_767_225_600);
+            let at = Duration::from_hours(490_896);
             self.register.apply(self.index, &Command::new(author, at, act)).reply
         }
 
@@ -200,9 +199,9 @@ mod tests {
     fn a_refusal_keeps_its_meaning() {
         let mut held = Held::new();
         held.key("web", "");
-        let refused = |reply| match reply {
-            Reply::Refused(refusal) => ChangeError::from(refusal),
-            other => panic!("{other:?}"),
+        let refused = |reply| {
+            let Reply::Refused(refusal) = reply else { panic!("{reply:?}") };
+            ChangeError::from(refusal)
         };
 
         let (kind, name, spec) = (Kind::Keys, "web".to_owned(), "{}".to_owned());

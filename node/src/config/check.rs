@@ -1,11 +1,13 @@
 //! What neither the schema nor a single room can say about a configuration.
 
+use super::secret::Secrets;
 use super::{Auth, Config, ListenConfig};
 use cluster::directory::available::Later;
 use cluster::directory::provider::ProviderSpec;
 use cluster::directory::problems::{Problems, nearest};
 use cluster::directory::resources::Resources;
 use cluster::directory::secret::SecretRef;
+use cluster::peer::trust::ClusterSecret;
 use llm::dialect::compatible::{vendor, vendors};
 use std::net::SocketAddr;
 
@@ -129,6 +131,27 @@ fn unknown_kind(name: &str, kind: Option<&str>, problems: &mut Problems) {
         let known = known().collect::<Vec<_>>().join(", ");
         problems.add("kind", format!("`{kind}` is not known; known are {known}; {advice}"));
     }
+}
+
+/// Whether those of the cluster are what `cluster new-secret` prints. Says nothing of their text.
+pub fn check_cluster_secrets(config: &Config, secrets: &Secrets, problems: &mut Problems) {
+    let cluster = &config.cluster;
+    let check = |path: &str, reference: &SecretRef, problems: &mut Problems| {
+        let secret = secrets.get(reference).map(|secret| ClusterSecret::parse(secret.reveal()));
+        if let Some(Err(error)) = secret {
+            problems.add(path, error.to_string());
+        }
+    };
+    problems.within("cluster", |problems| {
+        if let Some(secret) = &cluster.secret {
+            check("secret", secret, problems);
+        }
+        problems.within("secrets", |problems| {
+            for (index, secret) in cluster.secrets.iter().enumerate() {
+                check(&index.to_string(), secret, problems);
+            }
+        });
+    });
 }
 
 /// Every secret the configuration refers to, with the words of its path.

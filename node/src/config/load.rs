@@ -1,6 +1,6 @@
 //! From a file to a configuration that can be used, or to everything that is wrong with it.
 
-use super::check::secret_references;
+use super::check::{check_cluster_secrets, secret_references};
 use super::environment::Lookup;
 use super::fit::{Fitted, fit};
 use super::problem::{Problem, Report};
@@ -92,6 +92,7 @@ pub fn read(name: &str, bytes: &[u8], lookup: Lookup<'_>) -> Result<Loaded, Repo
     let mut problems = Problems::new();
     config.check(&mut problems);
     let secrets = findings.secrets(&config, lookup);
+    check_cluster_secrets(&config, &secrets, &mut problems);
     let text_of = |reference: &_| secrets.get(reference).map(|secret| secret.reveal().to_owned());
     let directory = Directory::build(&config.resources, &text_of);
     findings.add(problems);
@@ -270,6 +271,8 @@ fn remove(json: &mut Json, words: &[String]) -> bool {
 mod tests {
     use super::*;
     use cluster::directory::key::KeyHash;
+    use cluster::peer::trust::ClusterSecret;
+    use std::sync::LazyLock;
 
     const SMALLEST: &str = r#"providers:
   openai: { api_key: "${OPENAI_API_KEY}" }
@@ -300,7 +303,7 @@ keys:
             "OPENAI_API_KEY" => Some("sk-openai-very-secret".to_owned()),
             "ANTHROPIC_API_KEY" => Some("sk-anthropic-very-secret".to_owned()),
             "WEB_KEY" => Some("a-key-that-is-long-enough-to-be-one".to_owned()),
-            "CLUSTER_SECRET" => Some("a-cluster-secret-for-the-tests".to_owned()),
+            "CLUSTER_SECRET" => Some(CLUSTER_SECRET.clone()),
             "PORT" => Some("9000".to_owned()),
             "RPM" => Some("600".to_owned()),
             _ => None,
@@ -342,6 +345,8 @@ keys:
         );
     }
 
+    static CLUSTER_SECRET: LazyLock<String> = LazyLock::new(|| ClusterSecret::new_text().unwrap());
+
     const MEMBER: &str = r#"listen: { api: 0.0.0.0:8080, peer: 0.0.0.0:7947, gossip: 0.0.0.0:7946 }
 node: { name: edge-1, data_dir: /var/lib/llm-edge-agent }
 cluster: { secret: "${CLUSTER_SECRET}", seeds: { edge-0: "edge-0:7947", edge-1: "edge-1:7947" } }
@@ -354,10 +359,13 @@ providers: { openai: { api_key: none } }
         let loaded = loaded(MEMBER);
 
         let secret = loaded.config.cluster.all_secrets().next().unwrap();
-        assert_eq!(loaded.secrets.get(secret).unwrap().reveal(), "a-cluster-secret-for-the-tests");
+        assert_eq!(loaded.secrets.get(secret).unwrap().reveal(), CLUSTER_SECRET.as_str());
         assert_eq!(loaded.config.cluster.seeds.len(), 2);
+        let phrase = problems(&MEMBER.replace("${CLUSTER_SECRET}", "correct horse battery staple"));
+        assert!(matches!(&phrase[..], [one] if one.starts_with("3:12 cluster.secret: a cluster secret begins with")));
+        assert!(!phrase[0].contains("horse"), "{phrase:?}");
         let printed = format!("{:?} {}", loaded.config, serde_json::to_string(&loaded.config).unwrap());
-        assert!(!printed.contains("CLUSTER_SECRET"), "{printed}");
+        assert!(!printed.contains("CLUSTER_SECRET") && !printed.contains(CLUSTER_SECRET.as_str()), "{printed}");
     }
 
     /// Without them a restarted node is another one, and nobody can tell which of two files is the newer.
@@ -382,7 +390,10 @@ providers: { openai: { api_key: none } }
         );
 
         assert_eq!(told.len(), 4, "{told:#?}");
-        assert!(told[0].starts_with("3:1 cluster.advertise: is missing, and `listen.peer` is 0.0.0.0:7947"), "{told:#?}");
+        assert!(
+            told[0].starts_with("3:1 cluster.advertise: is missing, and `listen.peer` is 0.0.0.0:7947"),
+            "{told:#?}"
+        );
         assert!(told[1].starts_with("3:12 cluster.secret: environment variable `ABSENT` is not set"), "{told:#?}");
         assert!(
             told[2].contains(" cluster.seeds: has edge-0, edge-2 and not this node, which is called `edge-1`"),
@@ -390,7 +401,7 @@ providers: { openai: { api_key: none } }
         );
         assert!(told[3].contains(" cluster.seeds.edge-2: is `edge-2`; expected `host:port`"), "{told:#?}");
         let told = problems(&MEMBER.replace("api: 0.0.0.0:8080", "api: 127.0.0.1:7947"));
-        assert_eq!(told, ["1:31 listen.peer: is 0.0.0.0:7947, and `api` is 127.0.0.1:7947; give each its own port"]);
+        assert_eq!(told, ["1:32 listen.peer: is 0.0.0.0:7947, and `api` is 127.0.0.1:7947; give each its own port"]);
         loaded("listen: { api: 127.0.0.1:7947 }\nproviders: { openai: { api_key: none } }\n");
     }
 

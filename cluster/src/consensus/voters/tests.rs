@@ -104,9 +104,8 @@ fn who_goes_is_replaced_where_someone_can() {
 fn known() -> impl Strategy<Value = Known> {
     let minutes = proptest::option::of((0..20_u64).prop_map(Duration::from_mins));
     let seconds = proptest::option::of((0..20_u64).prop_map(Duration::from_secs));
-    (proptest::option::of("[ab]"), seconds, minutes, any::<bool>()).prop_map(
-        |(zone, caught_up_for, dead_for, draining)| Known { zone, caught_up_for, dead_for, draining },
-    )
+    (proptest::option::of("[ab]"), seconds, minutes, any::<bool>())
+        .prop_map(|(zone, caught_up_for, dead_for, draining)| Known { zone, caught_up_for, dead_for, draining })
 }
 
 proptest! {
