@@ -240,7 +240,7 @@ impl Actor for Breaker {
                 owned.change(|machine, policy| machine.take(verdict, ground, at, policy));
             }
             Message::Advised { advice, at, place: _place } => {
-                owned.change(|machine, _policy| machine.heed(&advice, at))
+                owned.change(|machine, _policy| machine.heed(&advice, at));
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! ```text
 //! process (node)            leaves, with the reason, when `Supervisor::failed` resolves
 //! ├── Supervisor            one for one; more than `restarts_max` deaths of one child `within` a time end it
-//! │   ├── breaker `openai`  restarts closed
+//! │   ├── breaker `openai`  restarts closed; what other nodes say it is told again
 //! │   ├── breaker `…`       one for each provider of the directory
 //! │   └── cache `shard 0`   restarts empty, at the size it was told last
 //! └── Tasks                 what is not an actor: connections, streams, flights; all waited for at shutdown

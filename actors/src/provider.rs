@@ -95,6 +95,21 @@ pub enum ProviderError {
     BadHeader { provider: Arc<str>, header: String },
 }
 
+impl ProviderError {
+    /// Whose it is.
+    pub fn provider(&self) -> &str {
+        match self {
+            Self::SecretMissing { provider, .. }
+            | Self::SecretUnsendable { provider, .. }
+            | Self::Trust { provider, .. }
+            | Self::UnknownKind { provider, .. }
+            | Self::NoUrl { provider }
+            | Self::BadUrl { provider, .. }
+            | Self::BadHeader { provider, .. } => provider,
+        }
+    }
+}
+
 impl Providers {
     /// Reads the `ca` files: not for the path of a request.
     pub fn new<'a>(

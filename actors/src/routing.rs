@@ -33,7 +33,7 @@ pub fn choose<'a>(route: &'a Route, turn: u64, random: u64, health: &Health) -> 
     }
 }
 
-/// Targets in the order they are to be tried. At least one, as the directory's routes have.
+/// Targets in the order they are to be tried. None where the route has none: its providers are switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan<'a> {
     pub candidates: Vec<Candidate<'a>>,

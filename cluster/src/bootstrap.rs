@@ -49,6 +49,8 @@ pub struct Home {
 pub struct Hello {
     pub node: NodeId,
     pub name: String,
+    /// `host:port` on which it gossips; empty where it does not.
+    pub gossip: String,
     pub home: Option<Home>,
     pub promised: Option<Promise>,
 }
@@ -62,6 +64,8 @@ pub struct Introduction {
     pub seeds: BTreeMap<String, String>,
     /// More addresses to ask.
     pub join: Vec<String>,
+    /// `host:port` on which this node gossips.
+    pub gossip: String,
 }
 
 /// How the search ended.
@@ -275,6 +279,21 @@ impl Bootstrap {
         Ok(())
     }
 
+    /// Where the nodes at these addresses, and those of the configuration, gossip: those that answer.
+    pub async fn gossip_of(&self, transport: &dyn Transport, more: &[String]) -> Vec<String> {
+        let own = self.introduction.place.address.as_str();
+        let mut addresses: BTreeSet<String> = self.addresses().into_iter().map(|(_name, address)| address).collect();
+        addresses.extend(more.iter().filter(|address| *address != own).cloned());
+        let asked = addresses.iter().map(|address| ask::<_, Hello>(transport, address, Service::HELLO, &()));
+        let answers = join_all(asked).await.into_iter().flatten();
+        answers.map(|(_node, hello)| hello.gossip).filter(|gossip| !gossip.is_empty()).collect()
+    }
+
+    /// Everyone to ask for admission.
+    pub fn doors(&self) -> Vec<String> {
+        self.addresses().into_iter().map(|(_name, address)| address).collect()
+    }
+
     /// What strangers may ask.
     pub fn services(&self) -> Vec<(Service, Arc<dyn Handler>)> {
         [Service::HELLO, Service::PROMISE]
@@ -285,7 +304,8 @@ impl Bootstrap {
 
     fn hello(&self) -> Hello {
         let Known { home, promised } = self.known.lock().clone();
-        Hello { node: self.introduction.me, name: self.introduction.place.name.clone(), home, promised }
+        let Introduction { me, place, gossip, .. } = &*self.introduction;
+        Hello { node: *me, name: place.name.clone(), gossip: gossip.clone(), home, promised }
     }
 
     async fn promise(&self, asks: Asks) -> Result<Answer, BootstrapError> {

@@ -58,6 +58,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// One try at a leader; it may have died without a word.
 const TRY_MAX: Duration = Duration::from_secs(3);
 
+/// One call of those that wait at the leader. It goes on waiting when asked again; a server drops who waits longer.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
 const SNAPSHOT_EVERY: u64 = 5_000;
 
 const KEPT_BEHIND: u64 = 1_000;
@@ -356,6 +359,7 @@ impl Consensus {
             let outcome = match self.known_leader(until).await {
                 Some(leader) if leader == self.0.me => Ok(self.pass_here(index, until).await),
                 Some(leader) => {
+                    let until = until.min(Instant::now() + WAIT_MAX);
                     let question = (index, remaining(until));
                     self.call_long::<_, Result<(), NotPassed>>(leader, Service::BARRIER, &question, until).await
                 }
@@ -399,6 +403,7 @@ impl Consensus {
             let outcome = match self.known_leader(until).await {
                 Some(leader) if leader == self.0.me => Ok(self.change_here(change.clone(), until).await),
                 Some(leader) => {
+                    let until = until.min(Instant::now() + WAIT_MAX);
                     let question = (change, remaining(until), true);
                     self.call_long::<_, Result<(), NotChanged>>(leader, Service::MEMBERSHIP, &question, until).await
                 }
@@ -444,6 +449,23 @@ impl Consensus {
         }
     }
 
+    /// Whether this node is a member by what it knows itself.
+    pub fn is_member(&self) -> bool {
+        self.0.raft.metrics().borrow().membership_config.nodes().any(|(node, _place)| *node == self.0.me)
+    }
+
+    /// Asks whoever lives at `address` to let this node in.
+    pub async fn knock(&self, address: &str, place: Place, within: Duration) -> Result<(), ChangeError> {
+        let change = ChangeMember::Admit { node: self.0.me, place };
+        let asked = async {
+            let body = to_bytes(&(change, within, false)).map_err(|_too_large| Unanswered::TooLarge)?;
+            let called = self.0.transport.call_address(address, Service::MEMBERSHIP, body, within).await;
+            let (_node, answer) = called.map_err(Unanswered::Call)?;
+            from_bytes::<Result<(), NotChanged>>(&answer).map_err(|error| Unanswered::Call(error.into()))
+        };
+        asked.await.map_err(ChangeError::Unanswered)?.map_err(ChangeError::Refused)
+    }
+
     /// Waits for a leader to be known, but no longer than [`PAUSE`] at a time.
     async fn known_leader(&self, until: Instant) -> Option<NodeId> {
         let mut metrics = self.0.raft.metrics();
@@ -473,6 +495,26 @@ impl Consensus {
         let answer = self.0.transport.call(leader, Lane::Bodies, service, body, remaining(until)).await;
         let answer = answer.map_err(Unanswered::Call)?;
         from_bytes(&answer).map_err(|error| Unanswered::Call(error.into()))
+    }
+}
+
+/// What a member is to consensus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RaftRole {
+    Leader,
+    Candidate,
+    Follower,
+    Learner,
+}
+
+impl RaftRole {
+    pub fn of(metrics: &Metrics) -> Self {
+        match metrics.state {
+            ServerState::Leader => Self::Leader,
+            ServerState::Candidate => Self::Candidate,
+            ServerState::Follower => Self::Follower,
+            ServerState::Learner | ServerState::Shutdown => Self::Learner,
+        }
     }
 }
 

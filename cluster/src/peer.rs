@@ -7,7 +7,9 @@ pub mod client;
 pub mod frame;
 pub mod hello;
 pub mod metrics;
+pub mod nobody;
 pub mod server;
+mod services;
 pub mod standing;
 pub mod trust;
 
@@ -55,26 +57,9 @@ impl Lane {
     }
 }
 
-/// Who handles a call. Numbers are listed here, only appended and never reused: nodes of two versions talk.
+/// Who handles a call. The numbers are listed in `services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service(pub u8);
-
-impl Service {
-    /// Consensus: vote, append, heartbeat.
-    pub const CONSENSUS: Self = Self(1);
-    /// Chunks of a snapshot.
-    pub const SNAPSHOT: Self = Self(2);
-    /// Commands forwarded to the leader.
-    pub const PROPOSE: Self = Self(3);
-    /// Freshness: what index a quorum has confirmed.
-    pub const READ: Self = Self(4);
-    /// Bootstrap: who knows a cluster, and promises. Answered for strangers.
-    pub const BOOTSTRAP: Self = Self(5);
-    /// Admission to the cluster. Answered for strangers.
-    pub const JOIN: Self = Self(6);
-    /// What operators ask of another node.
-    pub const ADMIN: Self = Self(7);
-}
 
 /// Who asks: the node is proved, the rest is what it says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,13 +11,12 @@ mod file;
 mod holdings;
 mod image;
 mod members;
+mod read;
 mod staging;
 mod tokens;
 mod validate;
 
 use std::collections::VecDeque;
-use std::ops::Bound;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,12 +29,11 @@ pub use command::{
 pub use file::{Declared, Digest, FILE_BYTES_MAX, FileResources, PART_BYTES_MAX};
 pub use holdings::{ENTRIES_MAX, KEYS_MAX, REVOKED_MAX, SPEC_BYTES_MAX, Tombstone};
 pub use members::{MEMBERS_MAX, Member, Members};
+pub use read::{Listing, Stored};
 pub use staging::STAGINGS_MAX;
 pub use tokens::TOKENS_MAX;
 pub use validate::{Change, Checked, Policy, difference, validate};
 
-use crate::directory::key::KeyHash;
-use crate::directory::{Directory, Shape};
 use holdings::{Holdings, Tally};
 use staging::{Part, Stagings};
 use tokens::Tokens;
@@ -69,20 +67,6 @@ pub struct FileState {
     pub revision: Option<u64>,
     /// `None`: no file was ever reconciled.
     pub digest: Option<Digest>,
-}
-
-/// A resource as the register holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stored<'a> {
-    pub name: &'a str,
-    /// JSON.
-    pub spec: &'a str,
-    pub version: u64,
-    pub origin: Origin,
-    /// Of a key.
-    pub revoked: bool,
-    /// Of a provider: out of use.
-    pub off: bool,
 }
 
 /// What an act did, for the audit.
@@ -177,7 +161,7 @@ impl Register {
             Act::Revoke { key, cut } => self.revoke(key, *cut),
             Act::SwitchProvider { name, off } => self.switch(name, *off),
             Act::ReconcilePart { digest, revision, part, of, bytes, shape, by: _ } => {
-                self.reconcile(Part { digest: *digest, part: *part, of: *of, bytes }, *revision, *shape)
+                self.reconcile(Part { digest: *digest, number: *part, of: *of, bytes }, *revision, *shape)
             }
             Act::Tick { now } => {
                 let time = *now > self.tick;
@@ -278,7 +262,7 @@ impl Register {
                 | Reply::Reconciled { .. }
                 | Reply::Refused(_) => None,
             };
-            let note = told.filter(|_| part.part == 0).map(|told| note(Some(told)));
+            let note = told.filter(|_| part.number == 0).map(|told| note(Some(told)));
             return Outcome { reply, changed: Changed::default(), note };
         }
         match self.reconciled(part, shape) {
@@ -382,165 +366,6 @@ impl Register {
     }
 }
 
-/// What is read.
-impl Register {
-    /// Of the last command.
-    pub fn serial(&self) -> u64 {
-        self.serial
-    }
-
-    /// The serial of the last command that changed a resource other than a key: what validation is against.
-    pub fn shape_version(&self) -> u64 {
-        self.shape_version
-    }
-
-    /// The cluster's time since 1970, as of the last tick.
-    pub fn tick(&self) -> Duration {
-        self.tick
-    }
-
-    pub fn members(&self) -> &Members {
-        &self.members
-    }
-
-    pub fn file(&self) -> FileState {
-        self.file
-    }
-
-    pub fn get<'a>(&'a self, kind: Kind, name: &str) -> Option<Stored<'a>> {
-        self.list(kind, None).at(name)
-    }
-
-    /// All of a kind by name, those after `after`.
-    pub fn list<'a>(&'a self, kind: Kind, after: Option<&str>) -> Listing<'a> {
-        Listing::new(&self.holdings, kind, after)
-    }
-
-    pub fn len(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Keys => self.holdings.names.len(),
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
-                self.holdings.entries.get(&kind).map_or(0, std::collections::BTreeMap::len)
-            }
-        }
-    }
-
-    /// The keys of a tenant by name, those after `after`.
-    pub fn keys_of<'a>(&'a self, tenant: &str, after: Option<&str>) -> impl Iterator<Item = Stored<'a>> + use<'a> {
-        let tenant: Arc<str> = tenant.into();
-        let start = match after {
-            Some(after) => Bound::Excluded((Arc::clone(&tenant), Arc::from(after))),
-            None => Bound::Included((Arc::clone(&tenant), Arc::from(""))),
-        };
-        let all = self.holdings.by_tenant.range((start, Bound::Unbounded));
-        let its = all.take_while(move |(owner, _name)| *owner == tenant);
-        its.filter_map(|(_owner, name)| self.get(Kind::Keys, name))
-    }
-
-    /// What was said of a key's hash, for good.
-    pub fn revoked(&self, hash: &KeyHash) -> Option<&Tombstone> {
-        self.holdings.revoked.get(hash)
-    }
-
-    /// Keys whose running streams are to be cut: for who missed the commands because it took over a snapshot.
-    pub fn cut(&self) -> impl Iterator<Item = &KeyHash> {
-        self.holdings.revoked.iter().filter(|(_hash, tombstone)| tombstone.cut).map(|(hash, _)| hash)
-    }
-
-    /// Keys whose spec this program cannot read; they are not accepted here.
-    pub fn unreadable_keys(&self) -> impl Iterator<Item = &str> {
-        self.holdings.unreadable.iter().map(|name| &**name)
-    }
-
-    /// The last [`AUDIT_RING`] records from serial `from` on, the oldest first.
-    pub fn audit(&self, from: u64) -> impl Iterator<Item = &AuditRecord> {
-        let start = self.audit.partition_point(|record| record.index < from);
-        self.audit.range(start..)
-    }
-
-    /// What requests read. Everything but the keys is taken from `previous` where it is still the same; the keys are
-    /// shared in any case. `previous` must be of this same register's past.
-    pub fn directory(&self, previous: Option<&Directory>) -> Directory {
-        let same =
-            previous.map(Directory::shape).filter(|shape| shape.version() == self.shape_version && shape.version() > 0);
-        let shape = same.cloned().unwrap_or_else(|| {
-            let entries =
-                self.holdings.entries.iter().flat_map(|(kind, entries)| {
-                    entries.iter().map(|(name, entry)| (*kind, name.as_str(), &*entry.spec))
-                });
-            let off = |provider: &str| self.holdings.off.contains_key(provider);
-            Arc::new(Shape::total(entries, &off, self.shape_version))
-        });
-        Directory::new(self.holdings.keys.clone(), shape)
-    }
-}
-
-/// The resources of one kind, by name.
-pub struct Listing<'a> {
-    holdings: &'a Holdings,
-    rest: Rest<'a>,
-}
-
-enum Rest<'a> {
-    Entries(Option<std::collections::btree_map::Range<'a, String, holdings::Entry>>, Kind),
-    Keys(std::collections::btree_map::Range<'a, Arc<str>, KeyHash>),
-}
-
-impl<'a> Listing<'a> {
-    fn new(holdings: &'a Holdings, kind: Kind, after: Option<&str>) -> Self {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = match kind {
-            Kind::Keys => Rest::Keys(holdings.names.range::<str, _>((start, Bound::Unbounded))),
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
-                let entries = holdings.entries.get(&kind);
-                Rest::Entries(entries.map(|entries| entries.range::<str, _>((start, Bound::Unbounded))), kind)
-            }
-        };
-        Self { holdings, rest }
-    }
-
-    fn at(self, name: &str) -> Option<Stored<'a>> {
-        match self.rest {
-            Rest::Keys(_) => {
-                let (name, hash) = self.holdings.names.get_key_value(name)?;
-                key(self.holdings, name, *hash)
-            }
-            Rest::Entries(_, kind) => {
-                let (name, entry) = self.holdings.entries.get(&kind)?.get_key_value(name)?;
-                Some(stored(self.holdings, kind, name, entry))
-            }
-        }
-    }
-}
-
-impl<'a> Iterator for Listing<'a> {
-    type Item = Stored<'a>;
-
-    fn next(&mut self) -> Option<Stored<'a>> {
-        match &mut self.rest {
-            Rest::Entries(entries, kind) => {
-                let (name, entry) = entries.as_mut()?.next()?;
-                Some(stored(self.holdings, *kind, name, entry))
-            }
-            Rest::Keys(names) => {
-                let (name, hash) = names.next()?;
-                key(self.holdings, name, *hash)
-            }
-        }
-    }
-}
-
-fn key<'a>(holdings: &'a Holdings, name: &'a str, hash: KeyHash) -> Option<Stored<'a>> {
-    let record = holdings.keys.get(&hash)?;
-    let (version, origin, revoked) = (record.version, record.origin, record.revoked);
-    Some(Stored { name, spec: &record.spec, version, origin, revoked, off: false })
-}
-
-fn stored<'a>(holdings: &'a Holdings, kind: Kind, name: &'a str, entry: &'a holdings::Entry) -> Stored<'a> {
-    let off = kind == Kind::Providers && holdings.off.contains_key(name);
-    Stored { name, spec: &entry.spec, version: entry.version, origin: entry.origin, revoked: false, off }
-}
-
 impl Note {
     fn of(action: &'static str, kind: Kind, name: &str, before: Option<u64>, after: Option<u64>) -> Self {
         Self { action, kind: Some(kind), name: name.to_owned(), before, after, outcome: None }
@@ -557,9 +382,9 @@ impl Tally {
         if let Some((first, rest)) = self.taken.split_first() {
             let named = rest.iter().take(TAKEN_NAMED_MAX - 1).fold(first.clone(), |all, name| all + ", " + name);
             let more = self.taken.len().saturating_sub(TAKEN_NAMED_MAX);
-            words += &format!("; taken over from the API: {named}");
+            words = words + "; taken over from the API: " + &named;
             if more > 0 {
-                words += &format!(" and {more} more");
+                words = words + " and " + &more.to_string() + " more";
             }
         }
         words

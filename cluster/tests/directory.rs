@@ -8,6 +8,7 @@ use cluster::directory::key::{Key, KeyHash, KeySpec, parse_expiry};
 use cluster::directory::pattern::{ModelFilter, Pattern};
 use cluster::directory::problems::Problems;
 use cluster::directory::resources::Resources;
+use cluster::directory::role::Grant;
 use cluster::directory::route::{CacheMode, CacheShare, Strategy as Choice};
 use cluster::directory::secret::{SecretRef, SecretSource};
 use proptest::prelude::*;
@@ -26,7 +27,7 @@ fn secrets(secret: &SecretRef) -> Option<String> {
         SecretSource::Text(text) if text.contains("_API_KEY}") => Some("sk-test".to_owned()),
         SecretSource::Text(text) if text.contains("${") => None,
         SecretSource::Text(text) => Some(text.clone()),
-        SecretSource::File(_) => None,
+        SecretSource::File(_) | SecretSource::Local { .. } => None,
     }
 }
 
@@ -127,9 +128,9 @@ providers:
 routes:
   support: { targets: [openai/gpt-4o-mini], strategy: least_cost, cache: { mode: semantic, share: team }, guards: [pii] }
 tenants:
-  acme: { budgets: [acme-month], teams: { a: {} } }
+  acme: { budgets: [acme-month] }
 keys:
-  web: { tenant: acme, secret: "${WEB_KEY}", max_parallel: 3, team: a }
+  web: { tenant: acme, secret: "${WEB_KEY}", max_parallel: 3 }
 "#,
     );
     assert_eq!(
@@ -141,9 +142,58 @@ keys:
             "routes.support.cache.share: `share: team` is not available in this version",
             "routes.support.guards: `guards` is not available in this version",
             "tenants.acme.budgets: `budgets` is not available in this version",
-            "tenants.acme.teams: `teams` is not available in this version",
-            "keys.web.team: `team` is not available in this version",
             "keys.web.max_parallel: `max_parallel` is not available in this version",
+        ]
+    );
+}
+
+/// Teams and roles are referred to by keys, and a key's own are published with it.
+#[test]
+fn keys_have_teams_and_roles() {
+    let directory = directory(
+        r#"
+tenants: { acme: { teams: { support: { description: "first line" } } } }
+roles: { helpdesk: { grants: operator, tenants: [acme] } }
+keys:
+  web: { secret: "${WEB_KEY}", tenant: acme, team: support }
+  ops: { hash: "b3:0000000000000000000000000000000000000000000000000000000000000000", roles: [helpdesk, viewer] }
+"#,
+    );
+
+    let (web, ops) = (directory.key(&KeyHash::of(WEB_KEY)).unwrap(), directory.key(&KeyHash([0; 32])).unwrap());
+    assert_eq!((web.team.as_deref(), web.roles.len()), (Some("support"), 0));
+    assert_eq!((ops.team.as_deref(), ops.roles.join(" ")), (None, "helpdesk viewer".to_owned()));
+    let helpdesk = directory.role("helpdesk").unwrap();
+    assert_eq!((helpdesk.grants, helpdesk.tenants.join(" ")), (Grant::Operator, "acme".to_owned()));
+    assert_eq!(directory.role("admin").unwrap().grants, Grant::Admin, "always exists");
+    assert_eq!(directory.role("nobody"), None);
+}
+
+#[test]
+fn teams_and_roles_that_do_not_fit_are_told() {
+    let found = problems(
+        r#"
+tenants: { acme: { teams: { support: {}, "a*": {} } } }
+roles:
+  admin: { grants: viewer }
+  helpdesk: { grants: operator, tenants: [acme, acme, acne] }
+keys:
+  a: { hash: "b3:0000000000000000000000000000000000000000000000000000000000000000", tenant: acme, team: suport }
+  b: { hash: "b3:0000000000000000000000000000000000000000000000000000000000000001", team: support }
+  c: { hash: "b3:0000000000000000000000000000000000000000000000000000000000000002", roles: [admn, viewer, viewer] }
+"#,
+    );
+    assert_eq!(
+        found,
+        [
+            "tenants.acme.teams.a*: has a `*` in its name, which has a meaning where names are used",
+            "roles.admin: always exists and cannot be declared; give yours another name",
+            "roles.helpdesk.tenants.1: `acme` is listed twice",
+            "roles.helpdesk.tenants.2: there is no tenant `acne`; did you mean `acme`?",
+            "keys.a.team: there is no team of `acme` `suport`; did you mean `support`?",
+            "keys.b.team: there is no team of `default` `support`",
+            "keys.c.roles.2: `viewer` is listed twice",
+            "keys.c.roles.0: there is no role `admn`; did you mean `admin`?",
         ]
     );
 }

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod member;
 pub mod output;
 pub mod reference;
 pub mod run;
@@ -37,6 +38,7 @@ use cluster::directory::secret::SecretRef;
 use config::load::Loaded;
 use config::{Auth, Config};
 use http::HeaderValue;
+use member::{FileError, Member, MemberControl, MemberError, Publisher};
 use run::{Addresses, Service};
 use telemetry::Telemetry;
 use tokio::net::TcpListener;
@@ -56,6 +58,8 @@ pub struct Node {
     admin_stop: CancellationToken,
     loaded: Arc<ArcSwap<Loaded>>,
     draining: Arc<AtomicBool>,
+    member: Member,
+    publisher: Publisher,
 }
 
 /// Why a node did not start. What had been started ends with the process.
@@ -79,6 +83,8 @@ pub enum StartError {
     Randomness(#[source] getrandom::Error),
     #[error("`node.name` cannot stand in a header")]
     Name(#[source] http::header::InvalidHeaderValue),
+    #[error(transparent)]
+    Member(#[from] MemberError),
 }
 
 /// Why another configuration was not put in force. The one before stays.
@@ -86,8 +92,8 @@ pub enum StartError {
 pub enum ApplyError {
     #[error("{}", all(.0))]
     Providers(Vec<ProviderError>),
-    #[error("a breaker did not start")]
-    Breakers(#[source] supervisor::StartError),
+    #[error("what the file declares was not taken into force")]
+    File(#[from] FileError),
 }
 
 fn all(errors: &[ProviderError]) -> String {
@@ -98,12 +104,14 @@ impl Service for Node {
     type StartError = StartError;
     type ApplyError = ApplyError;
 
-    async fn start(loaded: Arc<Loaded>, telemetry: Telemetry) -> Result<Self, StartError> {
+    async fn start(loaded: Arc<Loaded>, telemetry: Telemetry, adopt: bool) -> Result<Self, StartError> {
         let config = &loaded.config;
         let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(StartError::Tls)?.map(Arc::new);
         let api = listen(config.listen.api).await?;
         let operators = listen(config.listen.admin).await?;
         let admin = operators.local_addr().map_err(StartError::Accept)?;
+        let live = Arc::new(ArcSwap::new(Arc::clone(&loaded)));
+        let member = Member::open(&live, adopt).await?;
 
         let tasks = Tasks::new();
         tasks.spawn_cancellable("metrics upkeep", |stop| {
@@ -113,40 +121,58 @@ impl Service for Node {
             }
         });
         let supervisor = Supervisor::start(RestartPolicy::default(), &tasks).await.map_err(StartError::Actor)?;
-        let gateway = Arc::new(gateway(&loaded, &supervisor, &tasks).await?);
+        let gate = if member.is_shared() { Gate::closed() } else { Gate::always_open() };
+        let gateway = Arc::new(gateway(&loaded, gate, &supervisor, &tasks).await?);
+        member.cuts_at(&gateway);
+        let publisher = belong(&member, &gateway, &live).await?;
         let path = Arc::clone(&gateway);
         let handler = move |request, info| Arc::clone(&path).serve(request, info);
         let ingress =
             Ingress::start(vec![api], handler, config.limits.clone(), tls, &tasks).map_err(StartError::Accept)?;
 
-        let loaded = Arc::new(ArcSwap::new(loaded));
         let draining = Arc::new(AtomicBool::new(false));
         let addresses = Addresses { api: first(&ingress), admin };
-        let view =
-            NodeView::new(Arc::clone(&loaded), Arc::clone(&gateway), Arc::clone(&draining), addresses, telemetry);
+        let view = NodeView::new(
+            Arc::clone(&live),
+            Arc::clone(&gateway),
+            Arc::clone(&draining),
+            addresses,
+            telemetry,
+            member.clone(),
+        );
         let admin_stop = CancellationToken::new();
-        let operate = Admin::new(Arc::new(view)).serve(operators, tasks.clone(), admin_stop.clone());
-        tasks.spawn("admin accept", operate);
-        Ok(Self { tasks, supervisor, gateway, ingress, admin, admin_stop, loaded, draining })
+        let control = MemberControl::new(member.clone(), Arc::clone(&gateway), config.admin.allow_private_providers);
+        let operate = Admin::new(Arc::new(view)).with_control(Arc::new(control));
+        tasks.spawn("admin accept", operate.serve(operators, tasks.clone(), admin_stop.clone()));
+        Ok(Self { tasks, supervisor, gateway, ingress, admin, admin_stop, loaded: live, draining, member, publisher })
     }
 
     fn addresses(&self) -> Addresses {
         Addresses { api: first(&self.ingress), admin: self.admin }
     }
 
-    /// Providers first, since only they can refuse; then everything a request reads, in one swap.
+    fn waits_for(&self) -> Option<String> {
+        self.member.phase().waits_for()
+    }
+
+    async fn told_to_leave(&self) {
+        self.member.told_to_leave().await;
+    }
+
+    /// What this node alone can refuse comes first; then the resources, which the cluster may refuse; then the rest.
     async fn apply(&self, loaded: &Arc<Loaded>) -> Result<(), ApplyError> {
-        let secrets = secrets_of(loaded);
         let providers: Vec<_> = loaded.directory.providers().cloned().collect();
-        self.gateway.breakers.reconcile(policies(loaded)).await.map_err(ApplyError::Breakers)?;
-        if let Err(errors) = self.gateway.providers.reload(&providers, &secrets) {
-            let before = self.loaded.load();
-            self.gateway.breakers.reconcile(policies(&before)).await.map_err(ApplyError::Breakers)?;
-            return Err(ApplyError::Providers(errors));
+        Providers::new(&providers, &secrets_of(loaded), &self.tasks).map_err(ApplyError::Providers)?;
+        let member = self.member.phase().waits_for().is_none();
+        // Secrets first: what becomes known with the resources may refer to them.
+        let before = self.loaded.swap(Arc::clone(loaded));
+        if member && let Err(error) = self.member.declare_again(loaded).await {
+            self.loaded.store(before);
+            return Err(error.into());
         }
-        self.gateway.published.store(Arc::new(published(loaded)));
+        self.member.reloaded();
+        self.publisher.again();
         self.gateway.cache.resize(&loaded.config.cache);
-        self.loaded.store(Arc::clone(loaded));
         Ok(())
     }
 
@@ -157,19 +183,42 @@ impl Service for Node {
     /// Requests first, then what they live on. Operators can look until the end.
     async fn drain(&self) -> bool {
         self.draining.store(true, Ordering::Release);
+        self.member.drains();
         let drained = self.ingress.drain(self.gateway.limits.drain_timeout).await;
         self.admin_stop.cancel();
+        let member = self.member.stop().await;
         let actors = self.supervisor.stop(STOP_MAX).await;
         let tasks = self.tasks.shutdown(STOP_MAX).await;
         if let Err(remaining) = &tasks {
             tracing::warn!(%remaining, "tasks did not end in time");
         }
-        drained == actors::ingress::Drained::Whole && actors.is_ok() && tasks.is_ok()
+        drained == actors::ingress::Drained::Whole && member && actors.is_ok() && tasks.is_ok()
     }
 }
 
+/// Publishes what the register says from now on. A node that is alone returns as a member whose file is in force; one
+/// with others goes on looking for them while it already answers that it is not ready.
+async fn belong(
+    member: &Member,
+    gateway: &Arc<Gateway>,
+    loaded: &Arc<ArcSwap<Loaded>>,
+) -> Result<Publisher, StartError> {
+    if !member.is_shared() {
+        member.belong().await?;
+        return Ok(Publisher::start(member, gateway, loaded));
+    }
+    let publisher = Publisher::start(member, gateway, loaded);
+    member.belong_in_time(gateway);
+    Ok(publisher)
+}
+
 /// The path of a request, with all it needs.
-async fn gateway(loaded: &Loaded, supervisor: &Supervisor, tasks: &Tasks) -> Result<Gateway, StartError> {
+async fn gateway(
+    loaded: &Loaded,
+    gate: Gate,
+    supervisor: &Supervisor,
+    tasks: &Tasks,
+) -> Result<Gateway, StartError> {
     let Config { node, limits, queue, cache, .. } = &loaded.config;
     let now = clock::now();
     let mut fingerprint_key = [0; 32];
@@ -178,7 +227,7 @@ async fn gateway(loaded: &Loaded, supervisor: &Supervisor, tasks: &Tasks) -> Res
     let providers = Providers::new(&providers, &secrets_of(loaded), tasks);
     Ok(Gateway {
         node: HeaderValue::from_str(&node.name).map_err(StartError::Name)?,
-        gate: Gate::always_open(),
+        gate,
         published: Arc::new(ArcSwap::from_pointee(published(loaded))),
         cuts: Cuts::default(),
         limits: limits.clone(),

@@ -34,8 +34,19 @@ pub trait Service: Sized {
     type StartError: std::error::Error + Send + Sync + 'static;
     type ApplyError: std::error::Error + Send + Sync + 'static;
 
-    /// Returns when the node is ready to serve.
-    fn start(loaded: Arc<Loaded>, telemetry: Telemetry) -> impl Future<Output = Result<Self, Self::StartError>>;
+    /// Returns when the node listens; whether it is ready is for [`waits_for`](Self::waits_for) to say. `adopt`: take
+    /// over a data directory that was moved or copied.
+    fn start(
+        loaded: Arc<Loaded>,
+        telemetry: Telemetry,
+        adopt: bool,
+    ) -> impl Future<Output = Result<Self, Self::StartError>>;
+
+    /// What the node waits for before it can serve; `None` when it can.
+    fn waits_for(&self) -> Option<String>;
+
+    /// Returns when an operator, asked at another node, wants this one to leave.
+    fn told_to_leave(&self) -> impl Future<Output = ()>;
 
     /// Where it listens; with port 0 in the configuration, the port it got.
     fn addresses(&self) -> Addresses;
@@ -85,7 +96,8 @@ pub async fn run<S: Service>(args: &RunArgs) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
     let mut reloader = Reloader::new(args.config.clone(), environment::process, Arc::clone(&loaded));
 
-    let node = S::start(Arc::clone(&loaded), telemetry.clone()).await.map_err(|error| RunError::Start(error.into()))?;
+    let node = S::start(Arc::clone(&loaded), telemetry.clone(), args.adopt_data_dir).await;
+    let node = node.map_err(|error| RunError::Start(error.into()))?;
     let addresses = node.addresses();
     info!(
         name = loaded.config.node.name,
@@ -93,7 +105,8 @@ pub async fn run<S: Service>(args: &RunArgs) -> Result<(), RunError> {
         admin = %addresses.admin,
         version = env!("CARGO_PKG_VERSION"),
         config = loaded.hash,
-        "ready"
+        "{}",
+        if node.waits_for().is_none() { "ready" } else { "listening, not ready yet" }
     );
     let written = args.addresses_file.as_deref().map_or(Ok(()), |path| write_addresses(path, addresses));
 
@@ -116,6 +129,10 @@ async fn serve<S: Service>(
         let changed = tokio::select! {
             biased;
             reason = node.failed() => return Err(RunError::Failed { reason }),
+            () = node.told_to_leave() => {
+                info!("an operator wants this node to leave");
+                return Ok(());
+            }
             told = signals.next() => match told {
                 Told::Stop => return Ok(()),
                 Told::Reload => reloader.asked().await,

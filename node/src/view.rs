@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use actors::breaker::Standing;
+use actors::gate;
 use actors::ingress::pipeline::Gateway;
 use arc_swap::ArcSwap;
 use cluster::clock;
@@ -12,6 +13,7 @@ use cluster::clock;
 use crate::admin::status::{BreakerStatus, CacheStatus, ConfigStatus, NodeStatus, ProviderStatus, Status};
 use crate::admin::{Check, View};
 use crate::config::load::Loaded;
+use crate::member::Member;
 use crate::run::Addresses;
 use crate::telemetry::Telemetry;
 
@@ -22,6 +24,7 @@ pub struct NodeView {
     addresses: Addresses,
     telemetry: Telemetry,
     started: Instant,
+    member: Member,
 }
 
 impl NodeView {
@@ -31,12 +34,13 @@ impl NodeView {
         draining: Arc<AtomicBool>,
         addresses: Addresses,
         telemetry: Telemetry,
+        member: Member,
     ) -> Self {
-        Self { loaded, gateway, draining, addresses, telemetry, started: clock::now() }
+        Self { loaded, gateway, draining, addresses, telemetry, started: clock::now(), member }
     }
 
     fn providers(&self, now: Instant) -> Vec<ProviderStatus> {
-        let directory = Arc::clone(&self.loaded.load().directory);
+        let directory = Arc::clone(&self.gateway.published.load().directory);
         let mut providers: Vec<_> = directory
             .providers()
             .map(|provider| ProviderStatus {
@@ -67,8 +71,23 @@ fn left(until: Instant, now: Instant) -> u64 {
 impl View for NodeView {
     fn checks(&self) -> Vec<Check> {
         let draining = self.draining.load(Ordering::Acquire);
-        let providers = self.loaded.load().directory.providers().count();
+        let providers = self.gateway.published.load().directory.providers().count();
+        let waits_for = self.member.phase().waits_for();
+        let gate = self.gateway.gate.standing(clock::since_boot());
         vec![
+            Check {
+                name: "member",
+                ok: waits_for.is_none(),
+                detail: waits_for.map_or_else(|| "of its cluster".to_owned(), |what| format!("waits for: {what}")),
+            },
+            Check {
+                name: "fresh",
+                ok: gate == gate::Standing::Open,
+                detail: match gate {
+                    gate::Standing::Open => "what this node knows is current".to_owned(),
+                    gate::Standing::Closed { why } => format!("this node {}", why.words()),
+                },
+            },
             Check {
                 name: "serving",
                 ok: !draining,
@@ -82,6 +101,7 @@ impl View for NodeView {
         let now = clock::now();
         let loaded = self.loaded.load();
         let config = &loaded.config;
+        let directory = Arc::clone(&self.gateway.published.load().directory);
         Status {
             node: NodeStatus {
                 name: config.node.name.clone(),
@@ -95,8 +115,8 @@ impl View for NodeView {
             config: ConfigStatus {
                 hash: loaded.hash.clone(),
                 revision: config.resources_revision,
-                routes: config.resources.routes.len(),
-                keys: config.resources.keys.len(),
+                routes: directory.routes().count(),
+                keys: directory.keys_len(),
             },
             requests_in_flight: self.gateway.queue.in_flight(),
             providers: self.providers(now),
@@ -105,7 +125,7 @@ impl View for NodeView {
                 bytes: self.gateway.cache.bytes(),
                 bytes_max: config.cache.bytes_max.as_u64(),
             },
-            cluster: None,
+            cluster: Some(self.member.status()),
         }
     }
 

@@ -139,6 +139,19 @@ struct Birth {
     born: Option<u128>,
 }
 
+impl Place {
+    fn may_be(&self, other: &Self) -> bool {
+        self.directory.may_be(&other.directory) && self.lock.may_be(&other.lock)
+    }
+}
+
+impl Birth {
+    fn may_be(&self, other: &Self) -> bool {
+        let born = self.born.zip(other.born).is_none_or(|(this, other)| this == other);
+        born && self.inode == other.inode
+    }
+}
+
 impl DataDir {
     /// Makes the directory if it is not there. Blocks.
     pub fn open(path: &Path, copies: Copies, on_fatal: OnFatal) -> Result<Self, OpenError> {
@@ -188,7 +201,7 @@ impl DataDir {
         Arc::clone(&self.disk)
     }
 
-    /// The same cells at each call.
+    /// The same cells at each call. `place` and `boots` are taken.
     pub fn cells(&self) -> Cells {
         self.cells.clone()
     }
@@ -223,6 +236,7 @@ impl Drop for Ephemeral {
 
 /// Makes the directory, for its owner only. One that others may read is closed to them.
 fn make_private(path: &Path) -> Result<(), OpenError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|cause| {
         if matches!(cause.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) {
             OpenError::NoDirectory { path: path.to_owned() }
@@ -230,6 +244,13 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
             io_error(path, "made")(cause)
         }
     })?;
+    // What is durable within a directory is lost with the directory's own name.
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)
+            .and_then(|parent| Ok(rustix::fs::fsync(&parent)?))
+            .map_err(io_error(path, "made durably"))?;
+    }
     let permissions = fs::metadata(path).map_err(io_error(path, "read"))?.permissions();
     if permissions.mode() & 0o077 != 0 {
         // It may be a mount that belongs to someone else and is shared with us by group. Everything below is ours alone.
@@ -309,6 +330,8 @@ fn check_place(path: &Path, lock: &File, cells: &Cells, copies: Copies) -> Resul
         let (_version, remembered) = codec::decode::<Place>(&bytes, SMALL_FILE_MAX).map_err(damaged)?;
         match copies {
             _ if remembered == place => return Ok(()),
+            // A newer kernel may tell more.
+            _ if remembered.may_be(&place) => {}
             Copies::Refuse => return Err(OpenError::Copied { path: path.to_owned() }),
             Copies::Adopt => {
                 tracing::warn!(path = %path.display(), "adopting a data directory that was elsewhere before");
@@ -340,5 +363,23 @@ fn cell_error(path: &Path) -> impl FnOnce(CellError) -> OpenError {
         } else {
             OpenError::Cell { path, cause }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(inode: u64, born: Option<u128>) -> Place {
+        Place { directory: Birth { inode, born }, lock: Birth { inode: 7, born } }
+    }
+
+    /// Another birth under the same inode is another file; no birth at all is what a file system may not tell.
+    #[test]
+    fn a_place_is_told_by_what_the_file_system_tells() {
+        assert!(place(1, Some(5)).may_be(&place(1, Some(5))));
+        assert!(place(1, None).may_be(&place(1, Some(5))));
+        assert!(!place(1, Some(6)).may_be(&place(1, Some(5))));
+        assert!(!place(2, None).may_be(&place(1, None)));
     }
 }

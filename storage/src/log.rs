@@ -231,7 +231,7 @@ impl Log {
             Commits::ByCaller { wake } => Committer::Caller { writer: Mutex::new(writer), wake: Arc::clone(wake) },
             Commits::OnOwnThread => {
                 let thread = thread::Builder::new().name("log".to_owned());
-                Committer::Thread(Some(thread.spawn(move || writer.run()).map_err(LogOpenError::NoThread)?))
+                Committer::Thread(Some(thread.spawn(move || writer.run_to_the_end()).map_err(LogOpenError::NoThread)?))
             }
         };
         Ok(Self { inner: Arc::new(Inner { shared, committer }) })

@@ -18,6 +18,7 @@ use sled::{Batch, Db, Tree};
 
 use crate::cell::REJOIN;
 use crate::codec::{self, CodecError};
+use crate::disk;
 use crate::fatal::OnFatal;
 
 /// Bytes of one record. A larger one is refused.
@@ -74,6 +75,11 @@ pub enum TrailError {
     /// Replay gave something else than the first time. The record of the first time stands.
     #[error("another record stands under index {index}")]
     Differs { index: u64 },
+
+    /// What was flushed before stands. sled takes nothing more in this life of the process, so it has to be started again
+    /// once there is room.
+    #[error("no room on the disk for the trail: make room on it, then start this node again")]
+    NoSpace(#[source] io::Error),
 
     #[error("the trail's database failed")]
     Database(#[source] sled::Error),
@@ -172,21 +178,23 @@ impl Trail {
         }
     }
 
-    /// Makes everything appended before durable. A failure is fatal and never tried again.
+    /// Makes everything appended before durable. A failure is never tried again, and fatal unless it is for want of room.
     pub fn flush(&self) -> Result<(), TrailError> {
         if self.shared.broken.load(Ordering::Acquire) {
             return Err(TrailError::Broken);
         }
-        let flushed =
-            self.shared.database.flush().map_err(io::Error::from).and_then(|_bytes| match &self.shared.file {
-                Some(file) => Ok(rustix::fs::fdatasync(file)?),
-                None => Ok(()),
-            });
-        flushed.map_err(|cause| {
+        let written = self.shared.database.flush().map_err(failed);
+        let flushed = written.and_then(|_bytes| match &self.shared.file {
+            Some(file) => rustix::fs::fdatasync(file).map_err(|cause| TrailError::Unsynced(cause.into())),
+            None => Ok(()),
+        });
+        if let Err(error) = &flushed {
             self.shared.broken.store(true, Ordering::Release);
-            (self.shared.on_fatal)(&format!("the trail could not be made durable: {cause}"));
-            TrailError::Unsynced(cause)
-        })
+            if !matches!(error, TrailError::NoSpace(_)) {
+                (self.shared.on_fatal)(&format!("the trail could not be made durable: {error:?}"));
+            }
+        }
+        flushed
     }
 
     /// A record whose last chunks never arrived was not acknowledged; replay writes it again.
@@ -204,10 +212,10 @@ impl Trail {
 
 fn failed(error: sled::Error) -> TrailError {
     if matches!(error, sled::Error::Corruption { .. }) {
-        TrailError::Corrupt { found: error.to_string() }
-    } else {
-        TrailError::Database(error)
+        return TrailError::Corrupt { found: error.to_string() };
     }
+    let cause = io::Error::from(error.clone());
+    if disk::is_full(&cause) { TrailError::NoSpace(cause) } else { TrailError::Database(error) }
 }
 
 fn configuration() -> sled::Config {

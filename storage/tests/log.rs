@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a disk that fails unasked fails the test")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 use storage::disk::real::RealDisk;
@@ -187,6 +188,19 @@ fn a_refused_append_is_gone_where_nothing_of_it_arrived() {
 
     assert_eq!(refused.now(), Some(Err(Failed::NoSpace)));
     assert_eq!(log.read(0..1).unwrap(), ["b"]);
+}
+
+/// Without its thread nobody would ever hear anything.
+#[test]
+fn a_panic_on_the_logs_thread_is_fatal() {
+    let (tell, told) = mpsc::channel();
+    let on_fatal = Arc::new(move |reason: &str| tell.send(reason.to_owned()).unwrap());
+    let log = Log::open(SimulatedDisk::new().disk(), LogOptions { on_fatal, ..LogOptions::default() }).unwrap();
+
+    log.append(place(&log), 0, vec![entry(0)], Box::new(|_outcome| panic!("a caller's mistake")));
+
+    assert_eq!(told.recv_timeout(Duration::from_mins(1)).unwrap(), "the log's thread panicked");
+    assert_eq!(append(&log, 1, &[b"b"]).wait(), Err(Failed::Broken));
 }
 
 /// Bytes that had been durable and are not what they were: in any segment, any byte of a batch before the last.

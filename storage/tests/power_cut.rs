@@ -25,7 +25,7 @@ use storage::trail::Trail;
 const DATA: &str = "LEA_POWER_CUT_DATA";
 const NOTES: &str = "LEA_POWER_CUT_NOTES";
 
-const IMAGE_BYTES: u64 = 96 << 20;
+const IMAGE_BYTES: u64 = 192 << 20;
 
 /// Acknowledgements between two cuts.
 const NOTES_PER_CUT: usize = 300;
@@ -78,7 +78,6 @@ fn lose_power(test: &str, work: Work) {
         let copy = folder.path().join("copy");
         fs::copy(&image, &copy).unwrap();
         let unsynced = fs::metadata(mounted.0.join("data/unsynced")).unwrap().len();
-        writer.go_on();
 
         let found = Mounted::at(&copy, folder.path().join("after")).expect("as the first one");
         check(&found.0.join("data"), &acknowledged);
@@ -86,6 +85,8 @@ fn lose_power(test: &str, work: Work) {
         let survived = fs::metadata(found.0.join("data/unsynced")).map_or(0, |file| file.len());
         assert!(survived < unsynced, "the cut lost nothing, so it was none: {survived} of {unsynced}");
         println!("cut {cut}: {acknowledged:?}, {survived} of {unsynced} unsynced bytes left");
+        drop(found);
+        writer.go_on();
     }
 }
 

@@ -299,26 +299,18 @@ impl Turns {
 
     /// When this node may next begin a probe: `now` itself where it may.
     pub fn next(&self, now: Instant) -> Instant {
-        let round = TURN * self.of;
-        let mine = TURN * self.rank;
-        // Where in the round `now` is, also before the first round.
-        let at = match now.checked_duration_since(self.from) {
-            Some(passed) => rest(passed, round),
-            None => rest(round - rest(self.from.saturating_duration_since(now), round), round),
-        };
-        if at < mine {
-            now + (mine - at)
-        } else if at - mine < PROBE_BEGINS_WITHIN {
-            now
-        } else {
-            now + (round - (at - mine))
+        let round = i128::from(self.of) * nanos(TURN);
+        let passed = nanos(now.saturating_duration_since(self.from)) - nanos(self.from.saturating_duration_since(now));
+        let in_turn = (passed - i128::from(self.rank) * nanos(TURN)).rem_euclid(round.max(1));
+        if in_turn < nanos(PROBE_BEGINS_WITHIN) {
+            return now;
         }
+        now + Duration::from_nanos(u64::try_from(round - in_turn).unwrap_or_default())
     }
 }
 
-fn rest(time: Duration, round: Duration) -> Duration {
-    let nanos = time.as_nanos() % round.as_nanos().max(1);
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
+fn nanos(time: Duration) -> i128 {
+    i128::try_from(time.as_nanos()).unwrap_or(i128::MAX)
 }
 
 fn weight(provider: Key, node: u64) -> u64 {
@@ -370,7 +362,7 @@ mod tests {
         let mark = Mark {
             called: true,
             open: Some(Open { why: Why::Failures, due: Duration::from_millis(8_020), since: Duration::from_secs(2) }),
-            throttled: Some(Duration::from_secs(60)),
+            throttled: Some(Duration::from_mins(1)),
             closed: None,
             probing: true,
         };

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::marks::{CredentialMark, Key, Mark, Marks, Open, Report, Said, Turns, Why, enough};
 use super::state::{Advice, OPEN_FOR_MAX, State, THROTTLED_FOR_MAX};
-use super::{Board, Breakers, Handle, Message};
+use super::{Breakers, Handle, Message};
 
 /// A call of so long ago still says that a node knows how the provider is.
 pub const CALLED_WITHIN: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ impl Breakers {
             let board = &handle.0.board;
             let advice = ear.advice(board.key, me, &handle.0.mine(now), now);
             // Given again while there is anything to say, since the actor may have restarted, or its mailbox been full.
-            if advice != Advice::default() || board.heeds(board.state.load().as_ref()) {
+            if advice != Advice::default() || heeds(&board.state.load()) {
                 handle.advise(advice, now);
             }
         }
@@ -97,12 +97,10 @@ impl super::Shared {
     }
 }
 
-impl Board {
-    /// Whether there is something in the state that advice put there and no advice may mean is over.
-    fn heeds(&self, state: &State) -> bool {
-        let State { followed_until, turns, held_until, .. } = state;
-        followed_until.is_some() || turns.is_some() || held_until.is_some()
-    }
+/// Whether there is something in the state that advice put there and no advice may mean is over.
+fn heeds(state: &State) -> bool {
+    let State { followed_until, turns, held_until, .. } = state;
+    followed_until.is_some() || turns.is_some() || held_until.is_some()
 }
 
 /// A state as it is told.

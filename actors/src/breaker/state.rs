@@ -359,6 +359,10 @@ mod tests {
             self.machine.take(verdict, ground, self.now, &POLICY);
         }
 
+        fn heed(&mut self, advice: Advice) {
+            self.machine.heed(&advice, self.now);
+        }
+
         fn standing(&self) -> Standing {
             self.machine.state().at(self.now)
         }
@@ -479,6 +483,92 @@ mod tests {
         bench.wait(THROTTLED_FOR_MAX);
 
         assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    /// While others fail again and again it must come to its own probe all the same.
+    #[test]
+    fn it_follows_until_the_time_it_was_first_told() {
+        let mut bench = Bench::new();
+        let until = bench.now + Duration::from_secs(3);
+        bench.heed(Advice { follow: Some(until), ..Advice::default() });
+        assert_eq!(bench.standing(), Standing::Open { until });
+
+        bench.heed(Advice { follow: Some(until + POLICY.open_for), ..Advice::default() });
+        bench.wait(Duration::from_secs(3));
+
+        assert_eq!(bench.standing(), Standing::HalfOpen);
+        bench.take(Verdict::Failure, Ground::Probe);
+        assert_eq!(bench.standing(), Standing::Open { until: bench.now + POLICY.open_for });
+        bench.heed(Advice::default());
+        assert!(matches!(bench.standing(), Standing::Open { .. }), "its own failures need nobody else's");
+    }
+
+    #[test]
+    fn it_follows_nobody_who_takes_it_back() {
+        let mut bench = Bench::new();
+        bench.heed(Advice { follow: Some(bench.now + POLICY.open_for), ..Advice::default() });
+
+        bench.heed(Advice::default());
+
+        assert_eq!(bench.standing(), Standing::Closed);
+    }
+
+    #[test]
+    fn a_success_elsewhere_closes_what_opened_before_it_and_nothing_later() {
+        let mut bench = Bench::opened();
+        bench.wait(Duration::from_secs(1));
+        let advice = Advice { closed_at: Some(bench.now), ..Advice::default() };
+        bench.heed(advice);
+        assert_eq!(bench.standing(), Standing::Closed);
+        assert_eq!(bench.machine.state().closed_at, None, "only whoever succeeded tells of it");
+
+        bench.wait(Duration::from_secs(1));
+        for _ in 0..5 {
+            bench.take(Verdict::Failure, Ground::Closed);
+        }
+        bench.heed(advice);
+        bench.heed(Advice { closed_at: Some(bench.born), ..Advice::default() });
+
+        assert!(matches!(bench.standing(), Standing::Open { .. }));
+    }
+
+    /// They may not have heard yet that it is over.
+    #[test]
+    fn nobody_is_followed_right_after_a_success() {
+        let mut bench = Bench::opened();
+        bench.wait(POLICY.open_for);
+        bench.take(Verdict::Success, Ground::Probe);
+        let follow = Advice { follow: Some(bench.now + POLICY.open_for), ..Advice::default() };
+
+        bench.heed(follow);
+        assert_eq!(bench.standing(), Standing::Closed);
+        bench.wait(NEWS_WITHIN);
+        bench.heed(follow);
+
+        assert!(matches!(bench.standing(), Standing::Open { .. }));
+    }
+
+    #[test]
+    fn a_probe_elsewhere_holds_this_one_back_for_a_while_only() {
+        let mut bench = Bench::opened();
+        bench.wait(POLICY.open_for);
+        let until = bench.now + Duration::from_secs(3);
+
+        bench.heed(Advice { held_until: Some(until), ..Advice::default() });
+
+        assert_eq!(bench.standing(), Standing::Open { until });
+        bench.wait(Duration::from_secs(3));
+        assert_eq!(bench.standing(), Standing::HalfOpen);
+    }
+
+    #[test]
+    fn what_the_provider_told_another_node_counts_and_is_not_believed_for_ever() {
+        let mut bench = Bench::new();
+
+        bench.heed(Advice { throttled_until: Some(bench.now + Duration::from_hours(1)), ..Advice::default() });
+
+        assert_eq!(bench.standing(), Standing::Throttled { until: bench.now + THROTTLED_FOR_MAX });
+        assert_eq!(bench.machine.state().throttled_until, None, "only whoever was told tells of it");
     }
 
     #[derive(Clone, Copy, Debug)]

@@ -52,6 +52,7 @@ fn node(id: u64, name: &str, seeds: &[&str], cells: &Cells) -> Bootstrap {
         place: Place { name: name.to_owned(), address: name.to_owned(), zone: None },
         seeds: seeds.iter().map(|name| ((*name).to_owned(), (*name).to_owned())).collect(),
         join: Vec::new(),
+        gossip: String::new(),
     };
     Bootstrap::open(introduction, cells.clone()).unwrap()
 }

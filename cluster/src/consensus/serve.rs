@@ -55,7 +55,7 @@ pub enum NotChanged {
 
 impl NotChanged {
     pub fn may_try_again(&self) -> bool {
-        matches!(self, Self::NotLeader { .. } | Self::Consensus { .. })
+        matches!(self, Self::NotLeader { .. } | Self::Consensus { .. } | Self::TooLate)
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::log_store::{blocking, decode, encode, failed};
 use super::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
+use crate::directory::key::KeyHash;
 use crate::register::{AuditRecord, Command, Register};
 
 /// What readers of the register are told after every step.
@@ -32,6 +33,9 @@ impl Progress {
 /// Told of every applied entry, before anyone hears that it was applied. Must be quick.
 pub trait Observer: Send + Sync + 'static {
     fn applied(&self, index: u64, register: &Register);
+
+    /// The streams that run with this key are to end now.
+    fn cut(&self, key: KeyHash);
 }
 
 /// The register as this node has it.
@@ -110,6 +114,8 @@ impl StateMachine {
         *self.shared.state.lock() = Applied { last, membership: saved.meta.last_membership.clone() };
         if let Some(last) = last {
             self.shared.observer.applied(last.index, &register);
+            // The commands that said so are in the snapshot, and perhaps nowhere else.
+            register.cut().for_each(|key| self.shared.observer.cut(*key));
         }
         *self.shared.register.write() = register;
         self.shared.told();
@@ -130,6 +136,9 @@ impl StateMachine {
                     for command in &batch.commands {
                         stop_if_unknown(command);
                         let applied = register.apply(index, command);
+                        if let Some(key) = applied.changed.cut {
+                            self.shared.observer.cut(key);
+                        }
                         answers.push(applied.reply);
                         audited.extend(applied.audit);
                     }

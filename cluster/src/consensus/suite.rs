@@ -12,6 +12,7 @@ use storage::snapshot::Snapshots;
 use super::log_store::LogStore;
 use super::state_machine::{Kept, Observer, StateMachine};
 use super::types::{StorageError, TypeConfig};
+use crate::directory::key::KeyHash;
 use crate::id::NodeId;
 use crate::register::Register;
 
@@ -26,6 +27,8 @@ struct Nobody;
 
 impl Observer for Nobody {
     fn applied(&self, _index: u64, _register: &Register) {}
+
+    fn cut(&self, _key: KeyHash) {}
 }
 
 fn build(disk: &dyn Disk) -> (LogStore, StateMachine) {

@@ -436,3 +436,70 @@ impl Provider {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_addresses_are_seen_in_every_spelling() {
+        let hosts = [
+            "localhost",
+            "LOCALHOST.",
+            "api.localhost",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "10.1.2.3",
+            "172.31.255.255",
+            "192.168.0.1",
+            "192.168.257",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "1.2.3.4.5",
+            "256.1.1.1",
+            "1.2.3.300",
+            "09.1.1.1",
+            "%6cocalhost",
+            "[::1]",
+            "[::]",
+            "[fe80::1%eth0]",
+            "[fd00::1]",
+            "[::ffff:10.0.0.1]",
+            "[::127.0.0.1]",
+            "[64:ff9b::a00:1]",
+            "[64:ff9b:1::1]",
+            "[2002:a00:1::1]",
+            "[nonsense]",
+            "user@10.0.0.1",
+            "",
+        ];
+        for host in hosts {
+            assert!(is_private(&format!("https://{host}:8443/v1")), "{host}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_and_names_are_not_private() {
+        let hosts = [
+            "api.openai.com",
+            "api.openai.com.",
+            "8.8.8.8",
+            "172.32.0.1",
+            "100.128.0.1",
+            "1.1",
+            "[2606:4700::1111]",
+            "[::ffff:8.8.8.8]",
+            "[2002:808:808::1]",
+            "10.example.com",
+            "localhost.example.com",
+        ];
+        for host in hosts {
+            assert!(!is_private(&format!("https://{host}:8443/v1")), "{host}");
+        }
+    }
+}

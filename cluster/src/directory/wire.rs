@@ -45,7 +45,13 @@ impl Spec {
     /// Reads what [`Spec::write`] wrote, or what a client of the admin API sent.
     pub fn read(kind: Kind, text: &str) -> Result<Self, SpecError> {
         fn read<T: DeserializeOwned>(kind: Kind, text: &str) -> Result<T, SpecError> {
-            serde_json::from_str(text).map_err(|cause| SpecError { kind, cause })
+            // A list would be taken for the fields in their order.
+            let read = if text.trim_start().starts_with('{') {
+                serde_json::from_str(text)
+            } else {
+                Err(serde::de::Error::custom("it is not an object"))
+            };
+            read.map_err(|cause| SpecError { kind, cause })
         }
         Ok(match kind {
             Kind::Providers => Self::Provider(read(kind, text)?),

@@ -209,9 +209,11 @@ impl Shared {
             let mut sender = link.sender(self).await?;
             match sender.ready().await {
                 Ok(()) => return self.exchange(to, service, &mut sender, request).await,
-                Err(closed) if tries == TRIES_MAX => return Err(CallError::Broken { why: words(&closed) }),
-                // It closed while nobody used it; nothing was sent.
-                Err(_closed) => link.lost(),
+                Err(closed) if tries == TRIES_MAX => {
+                    return Err(CallError::Unreachable { address: to.to_string(), why: words(&closed) });
+                }
+                // It closed while nobody used it; nothing was sent. Looking again finds that, too.
+                Err(_closed) => {}
             }
         }
     }

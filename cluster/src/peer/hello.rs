@@ -5,6 +5,7 @@
 //! ```text
 //! 0..4 "LEAP" · 4 version · 5 lane · 6..38 public key · 38..102 signature
 //! ```
+//! Then the server sends one byte more: it believes the client, who would otherwise learn of a refusal in its first call.
 
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,6 +21,8 @@ const VERSION: u8 = 1;
 const KEY: std::ops::Range<usize> = 6..38;
 const SIGNATURE: std::ops::Range<usize> = 38..102;
 const LEN: usize = 102;
+
+const WELCOME: u8 = 1;
 
 const LABEL: &[u8] = b"EXPORTER-llm-edge-agent-node";
 
@@ -77,10 +80,17 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
         Side::Server => Side::Client,
     };
     let peer = read(&theirs, other, secret, leaf)?;
-    Ok(match side {
-        Side::Client => Peer { lane, ..peer },
-        Side::Server => peer,
-    })
+    match side {
+        Side::Client => {
+            let welcome = stream.read_u8().await.map_err(HelloError::Connection)?;
+            if welcome == WELCOME { Ok(Peer { lane, ..peer }) } else { Err(HelloError::Stranger) }
+        }
+        Side::Server => {
+            stream.write_u8(WELCOME).await.map_err(HelloError::Connection)?;
+            stream.flush().await.map_err(HelloError::Connection)?;
+            Ok(peer)
+        }
+    }
 }
 
 fn write(key: &NodeKey, side: Side, lane: Lane, secret: &[u8; 32]) -> [u8; LEN] {

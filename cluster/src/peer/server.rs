@@ -358,3 +358,7 @@ fn refuse(refusal: &Refusal) -> (Kind, Bytes) {
     // A refusal is far from the limit; were it not, an empty one is a protocol error to the caller.
     (Kind::Refusal, frame::to_bytes(refusal).unwrap_or_default())
 }
+
+#[cfg(test)]
+#[path = "server/tests.rs"]
+mod tests;

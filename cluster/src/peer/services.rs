@@ -20,6 +20,6 @@ impl Service {
     pub const HELLO: Self = Self(9);
     /// To promise the right to initialise.
     pub const PROMISE: Self = Self(10);
-    /// To withdraw a promise given to someone who is gone.
-    pub const FORGET: Self = Self(11);
+    /// What operators ask of another node: to drain.
+    pub const DRAIN: Self = Self(11);
 }

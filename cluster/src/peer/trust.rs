@@ -190,6 +190,13 @@ impl Trust {
         Self::build(secrets, key, Verifier::new(roots, Time::Kept)?, (chain, private))
     }
 
+    /// What a thief would make: the certificate of one node and the key of another.
+    #[cfg(test)]
+    pub(super) fn posing(mut self, key: &NodeKey) -> Self {
+        self.key = key.clone();
+        self
+    }
+
     pub fn live(self) -> LiveTrust {
         Arc::new(ArcSwap::from_pointee(self))
     }

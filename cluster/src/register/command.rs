@@ -234,6 +234,7 @@ pub struct Applied {
 
 /// What readers of the register must look at anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a question of its own")]
 pub struct Changed {
     /// The directory: publish it again.
     pub directory: bool,

@@ -174,21 +174,19 @@ impl Holdings {
         Ok(())
     }
 
-    /// For good. Answers since when, and whether that changed anything.
+    /// For good. Answers since when, and whether a key that was accepted no longer is.
     pub fn revoke(&mut self, hash: KeyHash, cut: bool, serial: u64) -> Result<(u64, bool), Refusal> {
         if let Some(tombstone) = self.revoked.get_mut(&hash) {
-            let news = cut && !tombstone.cut;
             tombstone.cut |= cut;
-            return Ok((tombstone.first, news));
+            return Ok((tombstone.first, false));
         }
         if self.revoked.len() >= REVOKED_MAX {
             return Err(Refusal::TooMany { what: "revoked keys".to_owned(), max: REVOKED_MAX as u64 });
         }
         self.revoked.insert(hash, Tombstone { first: serial, cut });
-        if let Some(record) = self.keys.get(&hash) {
-            let record = KeyRecord { revoked: true, version: serial, ..(**record).clone() };
-            self.keys.insert(hash, record);
-        }
+        let Some(record) = self.keys.get(&hash) else { return Ok((serial, false)) };
+        let record = KeyRecord { revoked: true, version: serial, ..(**record).clone() };
+        self.keys.insert(hash, record);
         Ok((serial, true))
     }
 

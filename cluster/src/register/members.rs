@@ -38,6 +38,10 @@ impl Members {
         self.0.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// `Ok(false)`: it was a member and said the same of itself.
     pub(super) fn admit(&mut self, serial: u64, node: NodeId, info: &MemberInfo) -> Result<bool, Refusal> {
         if let Some(member) = self.0.get_mut(&node) {

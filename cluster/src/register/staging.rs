@@ -30,7 +30,7 @@ struct Staging {
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a> {
     pub digest: Digest,
-    pub part: u32,
+    pub number: u32,
     pub of: u32,
     pub bytes: &'a [u8],
 }
@@ -38,7 +38,7 @@ pub(super) struct Part<'a> {
 impl Stagings {
     /// `Some`: with this part all are there. Nothing is kept of the last part, so that it can be sent again.
     pub(super) fn take(&mut self, part: Part<'_>, serial: u64) -> Result<Option<Declared>, Refusal> {
-        let Part { digest, part, of, bytes } = part;
+        let Part { digest, number: part, of, bytes } = part;
         if of == 0 || of > PARTS_MAX || part >= of {
             return Err(damaged(format!("part {part} of {of}; there are 1 to {PARTS_MAX}")));
         }

@@ -199,10 +199,3 @@ fn differing_field(one: &str, other: &str) -> Option<String> {
     let (one, other) = (read(one)?, read(other)?);
     one.keys().chain(other.keys()).find(|field| one.get(*field) != other.get(*field)).cloned()
 }
-
-impl Register {
-    /// Every resource, with its kind.
-    pub fn all(&self) -> impl Iterator<Item = (Kind, Stored<'_>)> {
-        Kind::ALL.into_iter().flat_map(|kind| self.list(kind, None).map(move |stored| (kind, stored)))
-    }
-}

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cluster::clock::Clock;
 use cluster::consensus::{Consensus, Ground, Kept, Observer, Place, Timing};
+use cluster::directory::key::KeyHash;
 use cluster::id::NodeId;
 use cluster::register::{Author, Kind, MemberInfo, Register};
 use cluster::tasks::Tasks;
@@ -100,6 +101,8 @@ impl Observer for Watching {
         }
         self.agreement.found(self.node, index, register);
     }
+
+    fn cut(&self, _key: KeyHash) {}
 }
 
 impl World {

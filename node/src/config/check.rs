@@ -3,6 +3,7 @@
 use super::secret::Secrets;
 use super::{Auth, Config, ListenConfig};
 use cluster::directory::available::Later;
+use cluster::directory::provider::ProviderSpec;
 use cluster::directory::problems::{Problems, nearest};
 use cluster::directory::resources::Resources;
 use cluster::directory::secret::SecretRef;
@@ -75,17 +76,21 @@ impl Config {
     fn check_kinds(&self, problems: &mut Problems) {
         problems.within("providers", |problems| {
             for (name, provider) in &self.resources.providers {
-                let kind = provider.kind.as_deref().unwrap_or(name);
-                problems.within(name, |problems| match vendor(kind) {
-                    Some(vendor) if vendor.base_url.is_none() && provider.base_url.is_none() => {
-                        problems
-                            .add("", format!("lacks `base_url`; providers of kind `{kind}` have no common address"));
-                    }
-                    Some(_) => {}
-                    None => unknown_kind(name, provider.kind.as_deref(), problems),
-                });
+                problems.within(name, |problems| check_kind(name, provider, problems));
             }
         });
+    }
+}
+
+/// Whether it is known how to speak to this provider, and where.
+pub fn check_kind(name: &str, provider: &ProviderSpec, problems: &mut Problems) {
+    let kind = provider.kind.as_deref().unwrap_or(name);
+    match vendor(kind) {
+        Some(vendor) if vendor.base_url.is_none() && provider.base_url.is_none() => {
+            problems.add("", format!("lacks `base_url`; providers of kind `{kind}` have no common address"));
+        }
+        Some(_) => {}
+        None => unknown_kind(name, provider.kind.as_deref(), problems),
     }
 }
 

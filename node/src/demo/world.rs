@@ -46,7 +46,7 @@ impl<S: Service> World<S> {
         let config = config(free(API_PORT).await, free(ADMIN_PORT).await, north.address(), south.address());
         let loaded: Loaded = read("the demo's configuration", config.as_bytes(), &|_name| None)?;
         let telemetry = Telemetry::start(&loaded.config.telemetry)?;
-        let node = S::start(Arc::new(loaded), telemetry.clone()).await?;
+        let node = S::start(Arc::new(loaded), telemetry.clone(), false).await?;
         let client = Client::new(node.addresses().api, &tasks);
         Ok(Self { client, north, south, telemetry, node, config, tasks, stop })
     }

@@ -1,6 +1,7 @@
 //! The one who writes: takes what is queued as a group, writes it, syncs once, acknowledges.
 
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -51,8 +52,15 @@ impl Writer {
         Self { shared, file: None, synced, durable_next, mark_owed: None, broken: false }
     }
 
-    /// Until the log is closed and nothing waits.
-    pub(super) fn run(&mut self) {
+    /// Until the log is closed. Without a writer nothing would ever be acknowledged, and everyone would wait: a panic, of a
+    /// `done` for one, is as fatal as a disk that fails.
+    pub(super) fn run_to_the_end(&mut self) {
+        if panic::catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            self.fail(WriteError::Fatal("the log's thread panicked".to_owned()));
+        }
+    }
+
+    fn run(&mut self) {
         loop {
             {
                 let mut state = self.shared.state.lock();

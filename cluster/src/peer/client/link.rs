@@ -27,7 +27,12 @@ enum State {
     Connecting {
         failures: u32,
     },
-    Up(Sender),
+    Up {
+        sender: Sender,
+        since: Instant,
+        /// Before this connection was made.
+        failures: u32,
+    },
     /// Calls fail with `why` until `until`; then the next one tries again.
     Resting {
         until: Instant,
@@ -58,7 +63,7 @@ impl Link {
         let mut changes = self.state.subscribe();
         loop {
             changes.mark_unchanged();
-            match self.look() {
+            match self.look(&shared.limits) {
                 Found::Sender(sender) => return Ok(sender),
                 Found::Fail(why) => return Err(why),
                 Found::Start { failures } => {
@@ -74,26 +79,24 @@ impl Link {
         }
     }
 
-    /// The connection turned out to be closed.
-    pub fn lost(&self) {
-        self.state.send_if_modified(|state| {
-            let closed = matches!(state, State::Up(sender) if sender.is_closed());
-            if closed {
-                *state = State::Absent { failures: 0 };
-            }
-            closed
-        });
-    }
-
     /// One call finds `Start`, the others wait for what becomes of it.
-    fn look(&self) -> Found {
-        let mut found = Found::Wait;
+    fn look(&self, limits: &ClientLimits) -> Found {
+        let (mut found, now) = (Found::Wait, clock::now());
         self.state.send_if_modified(|state| {
+            if let State::Up { sender, since, failures } = state
+                && sender.is_closed()
+                && now < *since + limits.retry_max
+            {
+                let failures = failures.saturating_add(1);
+                let why = "the connection closed as soon as it was made".to_owned();
+                let why = CallError::Unreachable { address: self.node.to_string(), why };
+                *state = State::Resting { until: now + rest(limits, failures), failures, why };
+            }
             found = match state {
-                State::Up(sender) if !sender.is_closed() => Found::Sender(sender.clone()),
-                State::Up(_) => Found::Start { failures: 0 },
+                State::Up { sender, .. } if !sender.is_closed() => Found::Sender(sender.clone()),
+                State::Up { .. } => Found::Start { failures: 0 },
                 State::Connecting { .. } => Found::Wait,
-                State::Resting { until, why, .. } if clock::now() < *until => Found::Fail(why.clone()),
+                State::Resting { until, why, .. } if now < *until => Found::Fail(why.clone()),
                 State::Absent { failures } | State::Resting { failures, .. } => Found::Start { failures: *failures },
             };
             if let Found::Start { failures } = found {
@@ -109,7 +112,7 @@ impl Link {
         let unfinished = Unfinished(Arc::clone(&self));
         let outcome = self.try_connect(shared).await;
         let next = match outcome {
-            Ok(sender) => State::Up(sender),
+            Ok(sender) => State::Up { sender, since: clock::now(), failures },
             Err(why) => {
                 let failures = failures.saturating_add(1);
                 if failures == 1 {

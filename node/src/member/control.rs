@@ -1,0 +1,312 @@
+//! What the admin API asks, done: checked against the register, proposed, and waited for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::ingress::pipeline::Gateway;
+use bytes::Bytes;
+use cluster::clock;
+use cluster::consensus::{Accepted, ChangeError as MemberChangeError, ChangeMember, ProposeError};
+use cluster::directory::kind::Kind;
+use cluster::directory::provider::ProviderSpec;
+use cluster::directory::problems::Problems;
+use cluster::id::NodeId;
+use cluster::peer::{Caller, Handler, Lane, Refusal as PeerRefusal, Service};
+use cluster::register::{self, Act, AuditRecord, Author, Policy, Reply, validate};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tracing::warn;
+
+use super::Member;
+use crate::admin::access::{Operator, Scope};
+use crate::admin::control::{
+    AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
+};
+use crate::admin::register as words;
+use crate::admin::status::cluster::ClusterStatus;
+use crate::config::check::check_kind;
+use crate::config::reload::describe;
+
+/// For a command to be applied.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// For this node to publish what it asked for; later it is in force all the same.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Beyond the time in which a node that is cut off stops serving: elections, calls.
+const BARRIER_SLACK: Duration = Duration::from_secs(10);
+
+/// For a change of the members.
+const MEMBERS_SLACK: Duration = Duration::from_secs(20);
+
+/// For another node to hear that it is to drain.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often a change is checked again because others came in between.
+const TRIES_MAX: usize = 8;
+
+/// Bytes of one record of the trail.
+const RECORD_MAX: u64 = 64 * 1024;
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The cluster, as the admin API of this node reaches it.
+pub struct MemberControl {
+    member: Member,
+    gateway: Arc<Gateway>,
+    allow_private_providers: bool,
+}
+
+impl MemberControl {
+    pub fn new(member: Member, gateway: Arc<Gateway>, allow_private_providers: bool) -> Self {
+        Self { member, gateway, allow_private_providers }
+    }
+
+    async fn make(&self, change: Change, context: Context) -> Result<Changed, ChangeError> {
+        let takes_away = self.takes_away(&change);
+        let (version, accepted) = self.decide(change, &context).await?;
+        let consensus = self.member.consensus();
+        let mut published = self.member.0.published.subscribe();
+        let index = accepted.index;
+        // Late here is not lost: the answer does not depend on it.
+        let _late = tokio::time::timeout(PUBLISHED_WITHIN, published.wait_for(|known| *known >= index)).await.is_err();
+        if !takes_away {
+            return Ok(Changed { version, waited: Waited::NotNeeded });
+        }
+        if context.wait == Wait::None {
+            return Ok(Changed { version, waited: Waited::Skipped });
+        }
+        let stale_max = self.member.0.timing.stale_max;
+        let within = stale_max + stale_max / 50 + BARRIER_SLACK;
+        match consensus.barrier(index, within).await {
+            Ok(()) => Ok(Changed { version, waited: Waited::EveryNode }),
+            Err(error) => {
+                warn!(error = describe(&error), index, "not every node could be seen to have a change");
+                Err(ChangeError::NotEverywhere { version, waited: within })
+            }
+        }
+    }
+
+    /// Gets the change into the register, or says why not. Checked again as often as others came in between.
+    async fn decide(&self, change: Change, context: &Context) -> Result<(u64, Accepted), ChangeError> {
+        for _try in 0..TRIES_MAX {
+            let act = self.checked(&change)?;
+            let accepted = self.propose(act, context).await?;
+            let version = match accepted.reply.clone() {
+                Reply::Put { version } => version,
+                Reply::Revoked { first, .. } => first,
+                Reply::Refused(register::Refusal::Moved { .. }) => {
+                    let mut progress = self.member.consensus().progress();
+                    let wait = progress.wait_for(|progress| progress.has(accepted.index));
+                    // Not caught up in time: it is checked against what is here, and refused again.
+                    let _late = tokio::time::timeout(PUBLISHED_WITHIN, wait).await.is_err();
+                    continue;
+                }
+                Reply::Refused(refusal) => return Err(refusal.into()),
+                Reply::Done
+                | Reply::Deleted
+                | Reply::Unchanged
+                | Reply::Incarnation(_)
+                | Reply::Staged
+                | Reply::Reconciled { .. }
+                | Reply::Older { .. }
+                | Reply::Conflict { .. } => accepted.index,
+            };
+            return Ok((version, accepted));
+        }
+        let reason = format!("the resources changed {TRIES_MAX} times while this was checked");
+        Err(ChangeError::Unavailable { reason, retry_after: RETRY_AFTER })
+    }
+
+    async fn propose(&self, act: Act, context: &Context) -> Result<Accepted, ChangeError> {
+        let author = Author {
+            who: context.operator.clone(),
+            node: self.member.0.introduction.me,
+            request_id: context.request_id.clone(),
+        };
+        self.member.consensus().propose(act, author, WITHIN).await.map_err(|error| match error {
+            ProposeError::Unknown { .. } => ChangeError::Uncertain { reason: describe(&error) },
+            ProposeError::NotProposed { .. } | ProposeError::NoLeader { .. } => {
+                ChangeError::Unavailable { reason: describe(&error), retry_after: RETRY_AFTER }
+            }
+        })
+    }
+
+    /// The change as a command, once it was checked against everything there is.
+    fn checked(&self, change: &Change) -> Result<Act, ChangeError> {
+        let check_provider = |name: &str, spec: &ProviderSpec, problems: &mut Problems| check_kind(name, spec, problems);
+        let policy = Policy {
+            allow_private_providers: self.allow_private_providers,
+            check_provider: &check_provider,
+        };
+        let consensus = self.member.consensus();
+        match change {
+            Change::Put { kind, name, spec, expected } => {
+                let text = spec.to_string();
+                let put = register::Change::Put { kind: *kind, name, spec: &text };
+                let checked = consensus
+                    .read(|register| validate(register, put, policy))
+                    .map_err(|problems| words::invalid(*kind, name, problems))?;
+                Ok(Act::Put {
+                    kind: *kind,
+                    name: name.clone(),
+                    spec: checked.spec.unwrap_or(text),
+                    expected: expected_as(*expected),
+                    shape: Some(checked.shape),
+                })
+            }
+            Change::Delete { kind, name, expected } => {
+                let delete = register::Change::Delete { kind: *kind, name };
+                let checked = consensus
+                    .read(|register| validate(register, delete, policy))
+                    .map_err(|problems| words::invalid(*kind, name, problems))?;
+                let expected = expected_as(*expected);
+                Ok(Act::Delete { kind: *kind, name: name.clone(), expected, shape: Some(checked.shape) })
+            }
+            Change::Revoke { key, cut } => Ok(Act::Revoke { key: key_as(key), cut: *cut }),
+            Change::SwitchProvider { name, off } => Ok(Act::SwitchProvider { name: name.clone(), off: *off }),
+        }
+    }
+
+    /// Whether someone may do less after it than before: then it returns when that is so everywhere.
+    fn takes_away(&self, change: &Change) -> bool {
+        match change {
+            Change::Delete { .. } | Change::Revoke { .. } => true,
+            Change::SwitchProvider { off, .. } => *off,
+            Change::Put { kind, name, .. } => {
+                let may_narrow = matches!(kind, Kind::Keys | Kind::Roles | Kind::Routes | Kind::Tenants);
+                may_narrow && self.member.consensus().read(|register| register.get(*kind, name).is_some())
+            }
+        }
+    }
+
+    fn node_called(&self, name: &str) -> Result<NodeId, ChangeError> {
+        let found = self.member.consensus().read(|register| {
+            let mut members = register.members().iter();
+            members.find(|(node, member)| member.info.name == name || node.to_string() == name).map(|(node, _)| node)
+        });
+        found.ok_or(ChangeError::NotFound)
+    }
+
+    async fn change_member(&self, change: &ChangeMember) -> Result<(), ChangeError> {
+        let within = self.member.0.timing.stale_max + MEMBERS_SLACK;
+        self.member.consensus().change_member(change, within).await.map_err(|error| match error {
+            MemberChangeError::Refused(refused) => {
+                ChangeError::Refused { code: "members_stay", reason: refused.to_string() }
+            }
+            MemberChangeError::Unanswered(_) => {
+                ChangeError::Unavailable { reason: describe(&error), retry_after: RETRY_AFTER }
+            }
+        })
+    }
+
+    async fn drain_node(&self, node: String) -> Result<(), ChangeError> {
+        let node = self.node_called(&node)?;
+        self.change_member(&ChangeMember::Drain { node }).await?;
+        if node == self.member.0.introduction.me {
+            self.member.0.leave.notify_one();
+            return Ok(());
+        }
+        let called =
+            self.member.0.transport.call(node, Lane::Bodies, Service::DRAIN, Bytes::new(), DRAIN_WITHIN).await;
+        called.map(drop).map_err(|error| ChangeError::Unavailable {
+            reason: format!("the node has no vote any more, but could not be told to leave: {error}"),
+            retry_after: RETRY_AFTER,
+        })
+    }
+
+    async fn remove_node(&self, node: String, context: &Context) -> Result<(), ChangeError> {
+        let node = self.node_called(&node)?;
+        self.change_member(&ChangeMember::Remove { node }).await?;
+        match self.propose(Act::Remove { node }, context).await?.reply {
+            // Removed before, and registered so: nothing is left to do.
+            Reply::Done | Reply::Refused(register::Refusal::NotMember { .. }) => Ok(()),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            other => Err(ChangeError::Uncertain { reason: format!("the register answered {other:?}") }),
+        }
+    }
+}
+
+impl Control for MemberControl {
+    fn authenticate(&self, key: &str) -> Result<Operator, AuthError> {
+        if !self.gateway.gate.open(clock::since_boot()) {
+            return Err(AuthError::NotFresh);
+        }
+        words::operator(&self.gateway.published.load().directory, key, clock::since_epoch())
+    }
+
+    fn list(&self, kind: Kind, after: Option<&str>, limit: usize, scope: &Scope) -> Vec<Stored> {
+        self.member.consensus().read(|register| words::list(register, kind, after, limit, scope))
+    }
+
+    fn get(&self, kind: Kind, name: &str) -> Option<Stored> {
+        self.member.consensus().read(|register| words::get(register, kind, name))
+    }
+
+    fn change(&self, change: Change, context: Context) -> BoxFuture<'_, Result<Changed, ChangeError>> {
+        self.make(change, context).boxed()
+    }
+
+    fn drain(&self, node: String, _context: Context) -> BoxFuture<'_, Result<(), ChangeError>> {
+        self.drain_node(node).boxed()
+    }
+
+    fn remove(&self, node: String, context: Context) -> BoxFuture<'_, Result<(), ChangeError>> {
+        async move { self.remove_node(node, &context).await }.boxed()
+    }
+
+    fn audit(&self, from: u64, limit: usize) -> Vec<AuditEntry> {
+        let records = match self.member.0.trail.range(from, limit) {
+            Ok(records) => records,
+            Err(error) => {
+                warn!(error = describe(&error), "the audit trail cannot be read");
+                return Vec::new();
+            }
+        };
+        let read = records.iter().filter_map(|(_index, bytes)| {
+            let (_format, record) = storage::codec::decode::<AuditRecord>(bytes, RECORD_MAX).ok()?;
+            Some(AuditEntry::from(&record))
+        });
+        read.collect()
+    }
+
+    fn cluster(&self) -> ClusterStatus {
+        self.member.status()
+    }
+}
+
+fn expected_as(expected: Expected) -> register::Expected {
+    match expected {
+        Expected::Any => register::Expected::Any,
+        Expected::Absent => register::Expected::Absent,
+        Expected::Version(version) => register::Expected::Version(version),
+    }
+}
+
+fn key_as(key: &KeyRef) -> register::KeyRef {
+    match key {
+        KeyRef::Name(name) => register::KeyRef::Name(name.clone()),
+        KeyRef::Hash(hash) => register::KeyRef::Hash(*hash),
+    }
+}
+
+/// Another node passes on that an operator wants this one to leave.
+pub fn asked_to_drain(member: &Member) -> Arc<dyn Handler> {
+    Arc::new(AskedToDrain { member: Arc::downgrade(&member.0) })
+}
+
+struct AskedToDrain {
+    member: std::sync::Weak<super::Inner>,
+}
+
+impl Handler for AskedToDrain {
+    fn handle(&self, _from: Caller, _body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerRefusal>> {
+        let member = self.member.upgrade();
+        async move {
+            let member = member.ok_or(PeerRefusal::NoSuchService)?;
+            member.leave.notify_one();
+            Ok(Bytes::new())
+        }
+        .boxed()
+    }
+}
