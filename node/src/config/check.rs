@@ -3,8 +3,8 @@
 use super::secret::Secrets;
 use super::{Auth, Config, ListenConfig};
 use cluster::directory::available::Later;
-use cluster::directory::provider::ProviderSpec;
 use cluster::directory::problems::{Problems, nearest};
+use cluster::directory::provider::ProviderSpec;
 use cluster::directory::resources::Resources;
 use cluster::directory::secret::SecretRef;
 use cluster::peer::trust::ClusterSecret;
