@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::command::{Kind, Origin, Refusal};
 use super::file::Declared;
@@ -320,11 +320,11 @@ impl Holdings {
             return Err(Refusal::TooMany { what: "keys".to_owned(), max: KEYS_MAX as u64 });
         }
         self.remove_key(name);
-        let (name, tenant): (Arc<str>, Arc<str>) = (name.into(), facts.tenant.as_str().into());
+        let (name, tenant): (Arc<str>, Arc<str>) = (name.into(), self.shared_tenant(&facts.tenant));
         for used in &facts.uses {
             *self.uses.entry(used.clone()).or_default() += 1;
         }
-        let key = readable(&name, spec).map(Arc::new);
+        let key = readable(&name, spec).map(|key| Arc::new(Key { tenant: Arc::clone(&tenant), ..key }));
         if key.is_none() {
             self.unreadable.insert(Arc::clone(&name));
         }
@@ -333,6 +333,15 @@ impl Holdings {
         let revoked = self.revoked.contains_key(&facts.hash);
         self.keys.insert(facts.hash, KeyRecord { name, spec: spec.into(), version, origin, revoked, key });
         Ok(())
+    }
+
+    /// The text that the tenant's other keys have already.
+    fn shared_tenant(&self, tenant: &str) -> Arc<str> {
+        let start: (Arc<str>, Arc<str>) = (tenant.into(), "".into());
+        match self.by_tenant.range(&start..).next() {
+            Some((known, _name)) if **known == *tenant => Arc::clone(known),
+            Some(_) | None => start.0,
+        }
     }
 
     fn remove_key(&mut self, name: &str) {
@@ -383,41 +392,50 @@ impl Use {
 
 impl KeyFacts {
     fn read(spec: &str) -> Result<Self, Refusal> {
-        let value = object(spec)?;
-        if value.get("secret").is_some() {
+        let LooseKey { hash, secret, tenant, team, roles } =
+            read(spec, "a key has a `hash`, a `tenant` and a `team` that are texts, and a list of `roles`")?;
+        if secret.is_some() {
             return Err(malformed("a key's secret never comes here, only its hash"));
         }
-        let hash = value.get("hash").and_then(Value::as_str).and_then(KeyHash::parse);
+        let hash = hash.as_deref().and_then(KeyHash::parse);
         let hash = hash.ok_or_else(|| malformed("a key has a `hash`: `b3:` and 64 hexadecimal digits"))?;
-        let text = |field: &str| match value.get(field) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(_) => Err(malformed("`tenant` and `team` of a key are names")),
-        };
-        let tenant = text("tenant")?.unwrap_or_else(|| DEFAULT_TENANT.to_owned());
-        let mut uses = vec![Use::Tenant(tenant.clone())];
-        uses.extend(text("team")?.map(|team| Use::Team(tenant.clone(), team)));
-        match value.get("roles") {
-            None => {}
-            Some(Value::Array(roles)) => {
-                for role in roles {
-                    let role = role.as_str().ok_or_else(|| malformed("`roles` of a key are names"))?;
-                    uses.push(Use::Role(role.to_owned()));
-                }
-            }
-            Some(_) => return Err(malformed("`roles` of a key is a list")),
-        }
+        let tenant = tenant.unwrap_or_else(|| DEFAULT_TENANT.to_owned());
+        let team = team.map(|team| Use::Team(tenant.clone(), team));
+        let roles = roles.into_iter().map(Use::Role);
+        let uses = std::iter::once(Use::Tenant(tenant.clone())).chain(team).chain(roles).collect();
         Ok(Self { hash, tenant, uses })
     }
+}
+
+/// The few fields of a key that are looked at here.
+#[derive(Deserialize)]
+struct LooseKey {
+    hash: Option<String>,
+    secret: Option<IgnoredAny>,
+    tenant: Option<String>,
+    team: Option<String>,
+    #[serde(default)]
+    roles: Vec<String>,
+}
+
+/// Of a tenant.
+#[derive(Deserialize)]
+#[expect(clippy::zero_sized_map_values, reason = "a set is read from a list, and this is a map")]
+struct LooseTenant {
+    #[serde(default)]
+    teams: BTreeMap<String, IgnoredAny>,
 }
 
 fn malformed(why: &str) -> Refusal {
     Refusal::Malformed { why: why.to_owned() }
 }
 
-fn object(spec: &str) -> Result<Value, Refusal> {
-    let value: Value = serde_json::from_str(spec).map_err(|_error| malformed("it is not JSON"))?;
-    if value.is_object() { Ok(value) } else { Err(malformed("it is not a JSON object")) }
+/// `why` says what was wanted. A list would be taken for the fields in their order, so it is none.
+fn read<'a, T: Deserialize<'a>>(spec: &'a str, why: &str) -> Result<T, Refusal> {
+    if !spec.starts_with('{') {
+        return Err(malformed("it is not a JSON object"));
+    }
+    serde_json::from_str(spec).map_err(|_error| malformed(why))
 }
 
 fn check_size(kind: Kind, name: &str, spec: &str) -> Result<(), Refusal> {
@@ -428,15 +446,12 @@ fn check_size(kind: Kind, name: &str, spec: &str) -> Result<(), Refusal> {
         let (bytes, max) = (spec.len() as u64, SPEC_BYTES_MAX as u64);
         return Err(Refusal::TooLarge { what: format!("{kind}.{name}"), bytes, max });
     }
-    object(spec).map(drop)
+    read::<IgnoredAny>(spec, "it is not JSON").map(drop)
 }
 
 fn teams_of(spec: &str) -> Result<BTreeSet<String>, Refusal> {
-    match object(spec)?.get("teams") {
-        None => Ok(BTreeSet::new()),
-        Some(Value::Object(teams)) => Ok(teams.keys().cloned().collect()),
-        Some(_) => Err(malformed("`teams` of a tenant is a map")),
-    }
+    let LooseTenant { teams } = read(spec, "`teams` of a tenant is a map")?;
+    Ok(teams.into_keys().collect())
 }
 
 /// The key as requests find it, if this program can read all of it.
