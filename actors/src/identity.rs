@@ -91,6 +91,9 @@ fn lookup(directory: &Directory, text: &str, since_epoch: Duration) -> Result<Pr
     if key.is_expired(since_epoch) {
         return Err(IdentityError::Expired { key: key.name.clone() });
     }
+    if !key.roles.is_empty() {
+        return Err(IdentityError::AdminOnly { key: key.name.clone() });
+    }
     Ok(Principal { key: Arc::clone(key), hash: Some(hash) })
 }
 
@@ -206,6 +209,20 @@ mod tests {
 
         assert_eq!(at(EXPIRES.saturating_sub(Duration::from_nanos(1))), Ok(()));
         assert_eq!(at(EXPIRES), Err(IdentityError::Expired { key: "web".to_owned() }));
+    }
+
+    /// A key of operators is for the admin API alone: it is in more hands' scripts than one would like to pay for.
+    #[test]
+    fn a_key_with_roles_calls_no_model() {
+        let mut resources = Resources::default();
+        let hash = Some(KeyHash::of(TEXT).to_text());
+        let spec = KeySpec { hash, roles: vec!["viewer".to_owned()], ..KeySpec::default() };
+        resources.keys.insert("ops".to_owned(), spec);
+        let directory = Directory::build(&resources, &|_secret| None).expect("no problem");
+
+        let found = authenticate(&directory, Identity::Keys, &headers(&[("x-api-key", TEXT)]), None, Duration::ZERO);
+
+        assert_eq!(found.map(|_known| ()), Err(IdentityError::AdminOnly { key: "ops".to_owned() }));
     }
 
     #[test]

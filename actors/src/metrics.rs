@@ -15,27 +15,11 @@ pub fn describe_all() {
     }
 }
 
-/// One metric, as the reference shows it.
-#[derive(Clone, Debug)]
-pub struct Described {
-    pub name: &'static str,
-    pub kind: Kind,
-    pub unit: Unit,
-    /// The labels it carries. Their values come from the configuration or from a fixed list, so they are bounded.
-    pub labels: &'static [&'static str],
-    pub help: &'static str,
-}
+pub use cluster::metrics::{Described, Kind};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-/// Every room's metrics, in the order of the rooms.
+/// Every room's metrics, in the order of the rooms; those of the rooms below last.
 pub fn all() -> Vec<&'static Described> {
-    ROOMS.iter().copied().flatten().collect()
+    ROOMS.iter().copied().flatten().chain(cluster::metrics::all()).collect()
 }
 
 const ROOMS: &[&[Described]] = &[

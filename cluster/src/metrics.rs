@@ -1,28 +1,16 @@
 //! What this room shows. Names and labels as Prometheus has them; a test in `actors` holds the conventions.
 
-use metrics::Unit;
+pub use storage::metrics::{Described, Kind};
 
-/// One metric, as the reference shows it.
-#[derive(Clone, Debug)]
-pub struct Described {
-    pub name: &'static str,
-    pub kind: Kind,
-    pub unit: Unit,
-    /// The labels it carries. Their values come from a fixed list, so they are bounded.
-    pub labels: &'static [&'static str],
-    pub help: &'static str,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-/// Every metric of the room.
+/// Every metric of this room and of the one below.
 pub fn all() -> impl Iterator<Item = &'static Described> {
-    [crate::peer::metrics::METRICS, crate::membership::metrics::METRICS].into_iter().flatten()
+    let rooms = [
+        crate::consensus::metrics::METRICS,
+        crate::peer::metrics::METRICS,
+        crate::membership::metrics::METRICS,
+        storage::metrics::METRICS,
+    ];
+    rooms.into_iter().flatten()
 }
 
 #[cfg(test)]

@@ -169,8 +169,14 @@ impl Telemetry {
     }
 }
 
+/// Libraries that are heard only when the level names them.
+const QUIET: &str = "openraft=error,chitchat=error,sled=error,h2=warn,hyper=warn";
+
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::try_new(level).map_err(|cause| TelemetryError::Level { level: level.to_owned(), cause })
+    // What these libraries find worth a line says nothing to an operator; what matters of it, the rooms say themselves.
+    let quiet = ["warn", "info", "debug"].contains(&level.trim());
+    let directives = if quiet { format!("{level},{QUIET}") } else { level.to_owned() };
+    EnvFilter::try_new(directives).map_err(|cause| TelemetryError::Level { level: level.to_owned(), cause })
 }
 
 fn lines<W>(format: LogFormat, to: W) -> Box<dyn Layer<Registry> + Send + Sync>

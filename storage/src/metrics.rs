@@ -1,17 +1,70 @@
-//! What storage counts. `<name>: what it is` stands with each; whoever composes the node describes them to its exporter.
+//! What this room shows, and what a metric is for all rooms above it.
 
 use std::time::Duration;
 
-/// Histogram, seconds: how long one `fdatasync` of the log took.
-pub const SYNC_SECONDS: &str = "lea_storage_sync_seconds";
-/// Counter: `fdatasync`s of the log. Commands per sync is what group commit gains.
+use metrics::Unit;
+
+/// One metric, as the reference shows it.
+#[derive(Clone, Debug)]
+pub struct Described {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: Unit,
+    /// The labels it carries. Their values come from the configuration or from a fixed list, so they are bounded.
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+pub const SYNC_SECONDS: &str = "lea_storage_sync_duration_seconds";
 pub const SYNCS: &str = "lea_storage_syncs_total";
-/// Gauge: bytes of the log on disk.
 pub const LOG_BYTES: &str = "lea_storage_log_bytes";
-/// Gauge: entries of the log on disk.
 pub const LOG_ENTRIES: &str = "lea_storage_log_entries";
-/// Gauge: segments of the log on disk.
 pub const LOG_SEGMENTS: &str = "lea_storage_log_segments";
+
+pub const METRICS: &[Described] = &[
+    Described {
+        name: SYNC_SECONDS,
+        kind: Kind::Histogram,
+        unit: Unit::Seconds,
+        labels: &[],
+        help: "How long one `fdatasync` of the log took.",
+    },
+    Described {
+        name: SYNCS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        labels: &[],
+        help: "`fdatasync`s of the log. Commands for each of them is what group commit gains.",
+    },
+    Described {
+        name: LOG_BYTES,
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        labels: &[],
+        help: "Bytes of the log on disk.",
+    },
+    Described {
+        name: LOG_ENTRIES,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Entries of the log on disk.",
+    },
+    Described {
+        name: LOG_SEGMENTS,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Segments of the log on disk.",
+    },
+];
 
 pub(crate) fn count_sync(took: Option<Duration>) {
     ::metrics::counter!(SYNCS).increment(1);

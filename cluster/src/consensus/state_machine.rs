@@ -110,6 +110,15 @@ impl StateMachine {
     fn take(&self, saved: &Saved) -> Result<(), StorageError> {
         let register = Register::decode(&saved.register)
             .map_err(|error| failed(ErrorSubject::StateMachine, ErrorVerb::Read, &error))?;
+        // What the snapshot was made of is not replayed, so the trail must have it; a new node's trail begins here.
+        if let (Some(trail), Some(newest)) = (&self.kept.trail, register.audit(0).last()) {
+            let reaches = match trail.last() {
+                Ok(Some(_)) => trail.check_reaches(newest.index),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            reaches.map_err(|error| failed(ErrorSubject::StateMachine, ErrorVerb::Read, &error))?;
+        }
         let last = saved.meta.last_log_id;
         *self.shared.state.lock() = Applied { last, membership: saved.meta.last_membership.clone() };
         if let Some(last) = last {
