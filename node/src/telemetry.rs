@@ -169,12 +169,15 @@ impl Telemetry {
     }
 }
 
-/// Libraries that are heard only when the level names them.
-const QUIET: &str = "openraft=error,chitchat=error,sled=error,h2=warn,hyper=warn";
+/// Libraries that are heard only when the level names them. To two parts of openraft each call that a node does not answer
+/// is an error, many a second while it is away, and nobody has to act: the rooms say once that it cannot be reached. That
+/// Raft itself has ended, `openraft::raft` says.
+const QUIET: &str = "openraft=error,openraft::replication=off,openraft::core::raft_core=off,\
+                     chitchat=error,sled=error,h2=warn,hyper=warn";
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     // What these libraries find worth a line says nothing to an operator; what matters of it, the rooms say themselves.
-    let quiet = ["warn", "info", "debug"].contains(&level.trim());
+    let quiet = ["error", "warn", "info", "debug"].contains(&level.trim());
     let directives = if quiet { format!("{level},{QUIET}") } else { level.to_owned() };
     EnvFilter::try_new(directives).map_err(|cause| TelemetryError::Level { level: level.to_owned(), cause })
 }
@@ -251,6 +254,7 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::info!(provider = "openai", "provider is slow");
             tracing::debug!("not worth a line");
+            tracing::error!(target: "openraft::replication", "nobody answers");
         });
         let bytes = written.0.lock().clone();
         String::from_utf8(bytes).unwrap()

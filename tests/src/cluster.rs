@@ -318,6 +318,17 @@ impl TestCluster {
         self.write_found_by(number, &found_by);
     }
 
+    /// Gives every node a file with the seeds at the addresses they have now.
+    pub fn write_seeds_where_they_are(&mut self) {
+        for (name, address) in &mut self.plan.seeds {
+            let member = self.members.iter().find(|member| member.name == *name).expect("a seed is a node");
+            *address = member.address;
+        }
+        for member in &self.members {
+            self.write_config(&member.name, &self.plan.config);
+        }
+    }
+
     /// Gives one node a file with other resources. A node that runs reads it when it is told to, or by itself.
     pub fn write_config(&self, name: &str, common: &str) {
         let number = self.members.iter().position(|member| member.name == name).expect("a node of that name");

@@ -169,7 +169,8 @@ impl World {
         assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("cluster_unavailable")));
     }
 
-    /// After all is well again: one leader and one state, every node serving, and all that was acknowledged there.
+    /// After all is well again: one leader and one state, every node serving, and all that was acknowledged there. No node
+    /// has called for anyone.
     async fn agrees_on(&self, acknowledged: &[String]) {
         for node in 0..self.cluster.len() {
             self.cluster.ready(node).await;
@@ -190,6 +191,9 @@ impl World {
                 let found = operator.get(&format!("/admin/v1/keys/{name}")).await;
                 assert_eq!(found.status, 200, "`{name}` was acknowledged, and {} lacks it", member.name);
             }
+            let printed = member.printed();
+            let errors: Vec<_> = printed.lines().filter(|line| line.contains(" ERROR ")).collect();
+            assert!(errors.is_empty(), "nobody has to act when a network breaks: {errors:#?}");
         }
     }
 }
@@ -354,6 +358,8 @@ async fn a_node_that_does_not_hear_the_leader_disturbs_nobody() {
         let well = world.others(&[leader, deaf])[0];
         eventually("who hears everyone serves", async || world.status_of(well, &key).await == 200).await;
     }
+    world.goes_stale(deaf, &key).await;
+    writing.goes_on().await;
 
     cluster.network().heal();
     cluster.ready(deaf).await;
@@ -366,8 +372,7 @@ async fn what_is_taken_away_while_a_node_is_cut_off_is_gone_there_too() {
     let test = "what_is_taken_away_while_a_node_is_cut_off_is_gone_there_too";
     let Some(world) = World::start(test, TIMES).await else { return };
     let cluster = &world.cluster;
-    let (revoked_key, kept_key) =
-        (world.make_key_everywhere("revoked").await, world.make_key_everywhere("kept").await);
+    let (revoked_key, kept_key) = (world.make_key_everywhere("revoked").await, world.make_key_everywhere("kept").await);
     let leader = cluster.leader().await;
     let cut_off = world.others(&[leader])[0];
     let everyone: Vec<_> = (0..cluster.len()).collect();
@@ -430,6 +435,34 @@ async fn a_node_that_comes_back_elsewhere_is_found_again() {
         }
     }
     world.agrees_on(&[]).await;
+}
+
+/// All machines at once, and all files with them: nobody is where anybody remembers him.
+#[tokio::test]
+async fn a_cluster_that_moves_as_a_whole_is_the_same_cluster() {
+    let test = "a_cluster_that_moves_as_a_whole_is_the_same_cluster";
+    let Some(mut world) = World::start(test, TIMES).await else { return };
+    let key = world.make_key_everywhere("made-before").await;
+    let before = world.cluster[0].status().await.expect("a status")["cluster"]["cluster"].clone();
+
+    let everyone = 0..world.cluster.len();
+    for node in everyone.clone() {
+        world.cluster.stop(node).await;
+    }
+    for node in everyone.clone() {
+        world.cluster.move_node(node);
+    }
+    world.cluster.write_seeds_where_they_are();
+    for node in everyone.clone() {
+        world.cluster.start(node);
+    }
+    for node in everyone.clone() {
+        world.cluster.ready(node).await;
+        assert_eq!(world.cluster[node].status().await.expect("a status")["cluster"]["cluster"], before);
+        assert_eq!(world.status_of(node, &key).await, 200);
+    }
+    world.make_key_everywhere("made-after").await;
+    world.agrees_on(&["made-before".to_owned()]).await;
 }
 
 /// With the settings a cluster has without any: a dead node is noticed and an empty one let in. How long it takes is
