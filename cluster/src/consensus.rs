@@ -241,6 +241,10 @@ impl Consensus {
     /// Makes the cluster, with these voters. To be called by exactly one node of them, once; again changes nothing.
     pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), openraft::error::Fatal<NodeId>> {
         use openraft::error::{InitializeError, RaftError};
+        // Asked first: to be refused is an error in openraft's log, and a founder asks at each of its starts.
+        if self.0.raft.is_initialized().await? {
+            return Ok(());
+        }
         match self.0.raft.initialize(voters).await {
             // Not allowed: the log is not empty, so this was done before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_) | InitializeError::NotInMembers(_))) => {

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{FakeProvider, Reply, TestCluster, TestNetwork, binary, eventually, eventually_some, skipped};
+use harness::{
+    FakeProvider, LONG, Reply, TestCluster, TestNetwork, binary, eventually_some_within, eventually_within, skipped,
+};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -85,7 +87,7 @@ impl World {
 
     /// A new key, and its text, made at a node that can.
     async fn make_key(&self, node: usize, name: &str) -> String {
-        let made = eventually_some("a key is made", async || {
+        let made = eventually_some_within(LONG, "a key is made", async || {
             let reply = self.try_change(node, Method::POST, "/admin/v1/keys", json!({ "name": name })).await?;
             (reply.status == 201).then(|| reply.json())
         });
@@ -96,7 +98,7 @@ impl World {
     async fn make_key_everywhere(&self, name: &str) -> String {
         let key = self.make_key(self.cluster.leader().await, name).await;
         for node in 0..self.cluster.len() {
-            eventually("the key is known", async || self.status_of(node, &key).await == 200).await;
+            eventually_within(LONG, "the key is known", async || self.status_of(node, &key).await == 200).await;
         }
         key
     }
@@ -105,10 +107,15 @@ impl World {
         ask(self.cluster[node].as_key(key)).await
     }
 
-    /// A change that takes something away, made at a node that can, and when it was answered.
+    /// A change that takes something away, made once a node can, and when it was answered. A leader of a moment ago may
+    /// still be out of touch.
     async fn take_away(&self, node: usize, path: &str) -> Instant {
-        let reply = self.cluster[node].admin(&self.admin).post(path, &json!({})).await;
-        let answered = Instant::now();
+        let operator = self.cluster[node].admin(&self.admin);
+        let (reply, answered) = eventually_some_within(LONG, "something is taken away", async || {
+            let reply = operator.post(path, &json!({})).await;
+            (reply.status != 503).then(|| (reply, Instant::now()))
+        })
+        .await;
         assert_eq!((reply.status, &reply.json()["waited"]), (200, &json!("every_node")), "{}", reply.text());
         answered
     }
@@ -158,7 +165,7 @@ impl World {
     async fn goes_stale(&self, node: usize, key: &str) {
         let question = json!({ "model": "openai/m", "messages": [{ "role": "user", "content": "hi" }] });
         let client = self.cluster[node].as_key(key);
-        eventually("the node is out of touch and says so", async || {
+        eventually_within(LONG, "the node is out of touch and says so", async || {
             let reply = client.post("/v1/chat/completions", &question).await;
             assert!(matches!(reply.status, 200 | 503), "{}", reply.text());
             reply.status == 503 && reply.json()["error"]["code"] == "cluster_unavailable"
@@ -175,7 +182,7 @@ impl World {
         for node in 0..self.cluster.len() {
             self.cluster.ready(node).await;
         }
-        eventually("all nodes say the same", async || {
+        eventually_within(LONG, "all nodes say the same", async || {
             let mut said = Vec::new();
             for member in self.cluster.members() {
                 let Some(status) = member.status().await else { return false };
@@ -201,7 +208,7 @@ impl World {
 impl Asking {
     /// Once the node has answered requests that were sent after `moment`: what became of all of those.
     async fn after(&self, node: usize, moment: Instant) -> Vec<u16> {
-        eventually_some("requests were sent and answered", async || {
+        eventually_some_within(LONG, "requests were sent and answered", async || {
             let seen = self.seen.lock().await;
             let later = seen.iter().filter(|seen| seen.node == node && seen.sent >= moment);
             let statuses: Vec<_> = later.map(|seen| seen.status).collect();
@@ -211,7 +218,7 @@ impl Asking {
     }
 
     async fn was_accepted(&self, node: usize) {
-        eventually("requests are accepted", async || {
+        eventually_within(LONG, "requests are accepted", async || {
             self.seen.lock().await.iter().any(|seen| seen.node == node && seen.status == 200)
         })
         .await;
@@ -231,7 +238,10 @@ impl Writing {
     /// Waits until so many more were acknowledged.
     async fn goes_on(&self) {
         let before = self.acknowledged.lock().await.len();
-        eventually("changes are acknowledged", async || self.acknowledged.lock().await.len() >= before + 3).await;
+        eventually_within(LONG, "changes are acknowledged", async || {
+            self.acknowledged.lock().await.len() >= before + 3
+        })
+        .await;
     }
 
     async fn stop(mut self) -> Vec<String> {
@@ -262,7 +272,10 @@ async fn the_majority_goes_on_and_a_minority_steps_aside() {
     writing.goes_on().await;
     let key_of_the_majority = world.make_key(next, "of-the-majority").await;
     for node in world.others(&[leader]) {
-        eventually("the majority serves", async || world.status_of(node, &key_of_the_majority).await == 200).await;
+        eventually_within(LONG, "the majority serves", async || {
+            world.status_of(node, &key_of_the_majority).await == 200
+        })
+        .await;
     }
     assert!(!cluster[leader].is_ready().await);
 
@@ -303,7 +316,7 @@ async fn a_revoked_key_is_dead_at_an_old_leader_and_its_learner() {
     }
     world.cluster.network().heal();
     for node in 0..world.cluster.len() {
-        eventually("the key is refused by name", async || world.status_of(node, &key).await == 401).await;
+        eventually_within(LONG, "the key is refused by name", async || world.status_of(node, &key).await == 401).await;
     }
     asking.stop_and_assert_nothing_accepted_since(revoked).await;
     world.agrees_on(&[]).await;
@@ -356,7 +369,7 @@ async fn a_node_that_does_not_hear_the_leader_disturbs_nobody() {
     for _round in 0..5 {
         writing.goes_on().await;
         let well = world.others(&[leader, deaf])[0];
-        eventually("who hears everyone serves", async || world.status_of(well, &key).await == 200).await;
+        eventually_within(LONG, "who hears everyone serves", async || world.status_of(well, &key).await == 200).await;
     }
     world.goes_stale(deaf, &key).await;
     writing.goes_on().await;
@@ -389,7 +402,8 @@ async fn what_is_taken_away_while_a_node_is_cut_off_is_gone_there_too() {
     with_revoked.stop_and_assert_nothing_accepted_since(revoked).await;
     cluster.network().heal();
     cluster.ready(cut_off).await;
-    eventually("the cut-off node serves again", async || world.status_of(cut_off, &kept_key).await == 200).await;
+    eventually_within(LONG, "the cut-off node serves again", async || world.status_of(cut_off, &kept_key).await == 200)
+        .await;
 
     cluster.network().cut(cut_off);
     let off = world.take_away(cluster.leader_but(cut_off).await, "/admin/v1/providers/openai/off").await;
@@ -426,7 +440,7 @@ async fn a_node_that_comes_back_elsewhere_is_found_again() {
         assert_eq!(world.status_of(moved, &key).await, 200);
         let peer = world.cluster[moved].peer_address().to_string();
         for other in world.others(&[moved]) {
-            eventually("the others know the new address and hear from there", async || {
+            eventually_within(LONG, "the others know the new address and hear from there", async || {
                 let Some(status) = world.cluster[other].status().await else { return false };
                 let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
                 members.iter().any(|member| member["peer"] == peer.as_str() && member["alive"] == true)
@@ -478,11 +492,11 @@ async fn a_death_is_noticed_and_a_newcomer_let_in() {
         let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
         members.iter().any(|member| member["name"] == name.as_str() && member["alive"] == wanted)
     };
-    eventually("it is known to be alive", async || alive(&world, true).await).await;
+    eventually_within(LONG, "it is known to be alive", async || alive(&world, true).await).await;
 
     world.cluster.kill(dying).await;
     let killed = Instant::now();
-    eventually("its death is noticed", async || alive(&world, false).await).await;
+    eventually_within(LONG, "its death is noticed", async || alive(&world, false).await).await;
     println!("information: gossip noticed a death after {:?}", killed.elapsed());
 
     let newcomer = world.cluster.add();
