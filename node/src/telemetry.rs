@@ -169,11 +169,10 @@ impl Telemetry {
     }
 }
 
-/// Libraries that are heard only when the level names them. To two parts of openraft each call that a node does not answer
-/// is an error, many a second while it is away, and nobody has to act: the rooms say once that it cannot be reached. That
-/// Raft itself has ended, `openraft::raft` says.
-const QUIET: &str = "openraft=error,openraft::replication=off,openraft::core::raft_core=off,\
-                     chitchat=error,sled=error,h2=warn,hyper=warn";
+/// Libraries that are heard only when the level names them. To openraft each call that a node does not answer is an error,
+/// many a second while it is away, and so is each call under way when it is stopped; nobody has to act. The rooms say once
+/// that a node cannot be reached, and that Raft has ended.
+const QUIET: &str = "openraft=off,chitchat=error,sled=error,h2=warn,hyper=warn";
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     // What these libraries find worth a line says nothing to an operator; what matters of it, the rooms say themselves.

@@ -195,7 +195,11 @@ impl World {
         for member in self.cluster.members() {
             let operator = member.admin(&self.admin);
             for name in acknowledged {
-                let found = operator.get(&format!("/admin/v1/keys/{name}")).await;
+                let found = eventually_some_within(LONG, "an operator is answered", async || {
+                    let found = operator.get(&format!("/admin/v1/keys/{name}")).await;
+                    (found.status != 503).then_some(found)
+                })
+                .await;
                 assert_eq!(found.status, 200, "`{name}` was acknowledged, and {} lacks it", member.name);
             }
             let printed = member.printed();
