@@ -75,7 +75,6 @@ impl Nodes {
                 node.client.book().insert(other.id, other.address());
             }
         }
-        // Of the others only one may stand for election while nobody leads, and this one begins.
         let voters: BTreeMap<NodeId, Place> = nodes.iter().map(|node| (node.id, node.place())).collect();
         nodes[0].consensus.initialise(voters).await.unwrap();
         for node in &nodes {

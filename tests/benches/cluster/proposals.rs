@@ -15,6 +15,9 @@ use crate::report::{Report, Row};
 const WITHIN: Duration = Duration::from_secs(30);
 const OUTSTANDING: [usize; 3] = [1, 64, 512];
 
+/// With each number of [`OUTSTANDING`].
+type Rates = [f64; OUTSTANDING.len()];
+
 /// Keys that are written over and over, so that the register does not grow with the speed.
 const NAMES: usize = 4_096;
 
@@ -23,11 +26,14 @@ pub async fn measure(run: Duration, report: &mut Report) {
     let syncs = recorder.handle();
     metrics::set_global_recorder(recorder).unwrap();
     let disk = tokio::task::spawn_blocking(move || syncs_of_this_disk(run)).await.unwrap();
-    let mut alone = [0.0; OUTSTANDING.len()];
+    let mut alone = Rates::default();
     for count in [1, 3] {
         let nodes = Nodes::start(count).await;
-        commands(&nodes, run, &syncs, disk, &mut alone, report).await;
-        reads(&nodes, run, report).await;
+        let rates = commands(&nodes, run, &syncs, disk, alone, report).await;
+        reads(&nodes, run, rates, report).await;
+        if count == 1 {
+            alone = rates;
+        }
         nodes.stop().await;
     }
 }
@@ -37,10 +43,11 @@ async fn commands(
     run: Duration,
     syncs: &PrometheusHandle,
     disk: f64,
-    alone: &mut [f64; OUTSTANDING.len()],
+    alone: Rates,
     report: &mut Report,
-) {
+) -> Rates {
     let count = nodes.0.len();
+    let mut rates = Rates::default();
     for (at, outstanding) in OUTSTANDING.into_iter().enumerate() {
         let before = syncs_so_far(syncs);
         let rate = rate(&nodes.leader().consensus, outstanding, run, propose).await;
@@ -51,9 +58,7 @@ async fn commands(
         } else {
             (alone[at], "the same on a node that is alone")
         };
-        if count == 1 {
-            alone[at] = rate;
-        }
+        rates[at] = rate;
         report.row(Row {
             name: format!("commands, {count} node(s), {outstanding} outstanding"),
             value: rate,
@@ -63,22 +68,18 @@ async fn commands(
             more: format!("; {:.3} fsyncs a command and node", syncs / commands),
         });
     }
+    rates
 }
 
-async fn reads(nodes: &Nodes, run: Duration, report: &mut Report) {
+async fn reads(nodes: &Nodes, run: Duration, commands: Rates, report: &mut Report) {
     let count = nodes.0.len();
-    let mut one = f64::NAN;
-    for outstanding in OUTSTANDING {
-        let rate = rate(&nodes.leader().consensus, outstanding, run, read).await;
-        if outstanding == 1 {
-            one = rate;
-        }
+    for (outstanding, baseline) in OUTSTANDING.into_iter().zip(commands) {
         report.row(Row {
             name: format!("linearizable reads, {count} node(s), {outstanding} outstanding"),
-            value: rate,
+            value: rate(&nodes.leader().consensus, outstanding, run, read).await,
             unit: "1/s",
-            baseline: one,
-            beside: "one outstanding",
+            baseline,
+            beside: "commands of the same nodes",
             more: String::new(),
         });
     }
