@@ -30,7 +30,7 @@ pub struct Options {
 impl Options {
     pub fn new(seed: u64) -> Self {
         // Three nodes mostly; five every third time.
-        Self { seed, nodes: if seed % 3 == 2 { 5 } else { 3 }, time: Duration::from_secs(40), faults: true }
+        Self { seed, nodes: if seed % 3 == 2 { 5 } else { 3 }, time: Duration::from_secs(30), faults: true }
     }
 }
 
