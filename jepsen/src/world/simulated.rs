@@ -100,7 +100,7 @@ struct Watching {
 impl Observer for Watching {
     fn applied(&self, index: u64, register: &Register) {
         // A register that parted from the others stays so: a look now and then finds it.
-        if index % DIGEST_EVERY != 0 {
+        if !index.is_multiple_of(DIGEST_EVERY) {
             return;
         }
         self.agreement.found(self.node, index, register);
@@ -169,7 +169,7 @@ impl World {
 
     /// The process ends without a word; with `power`, what was not synced may be lost.
     pub async fn crash(&mut self, number: usize, power: bool) {
-        let seed = self.random.next();
+        let seed = self.random.draw();
         let node = &mut self.nodes[number];
         let Some(life) = node.life.take() else { return };
         self.network.unplug(node.id);
@@ -286,8 +286,8 @@ async fn publishing(consensus: Consensus, view: Arc<Mutex<View>>, publish: watch
 /// A life registers itself until it is heard.
 async fn starting(node: NodeId, consensus: Consensus, mut random: Random) {
     let mut nonce = [0; 16];
-    nonce[..8].copy_from_slice(&random.next().to_le_bytes());
-    nonce[8..].copy_from_slice(&random.next().to_le_bytes());
+    nonce[..8].copy_from_slice(&random.draw().to_le_bytes());
+    nonce[8..].copy_from_slice(&random.draw().to_le_bytes());
     let member = MemberInfo { name: format!("edge-{node}"), peer: node.to_string(), ..MemberInfo::default() };
     let author = Author { who: member.name.clone(), node, request_id: String::new() };
     while consensus.started(nonce, member.clone(), author.clone(), START_MAX).await.is_err() {}

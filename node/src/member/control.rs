@@ -215,11 +215,22 @@ impl MemberControl {
     async fn remove_node(&self, node: String, context: &Context) -> Result<(), ChangeError> {
         let node = self.node_called(&node)?;
         self.change_member(&ChangeMember::Remove { node }).await?;
-        match self.propose(Act::Remove { node }, context).await?.reply {
+        let reply = self.propose(Act::Remove { node }, context).await?.reply;
+        match reply {
             // Removed before, and registered so: nothing is left to do.
             Reply::Done | Reply::Refused(register::Refusal::NotMember { .. }) => Ok(()),
             Reply::Refused(refusal) => Err(refusal.into()),
-            other => Err(ChangeError::Uncertain { reason: format!("the register answered {other:?}") }),
+            Reply::Put { .. }
+            | Reply::Revoked { .. }
+            | Reply::Deleted
+            | Reply::Unchanged
+            | Reply::Incarnation(_)
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Conflict { .. } => {
+                Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") })
+            }
         }
     }
 }
