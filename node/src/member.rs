@@ -14,6 +14,7 @@ mod files;
 mod first_key;
 mod gossip;
 mod publish;
+mod secrets;
 mod status;
 
 pub use control::MemberControl;

@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use super::Member;
+use super::{Member, secrets};
 use crate::admin::access::{Operator, Scope};
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
@@ -54,12 +54,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct MemberControl {
     member: Member,
     gateway: Arc<Gateway>,
-    allow_private_providers: bool,
 }
 
 impl MemberControl {
-    pub fn new(member: Member, gateway: Arc<Gateway>, allow_private_providers: bool) -> Self {
-        Self { member, gateway, allow_private_providers }
+    pub fn new(member: Member, gateway: Arc<Gateway>) -> Self {
+        Self { member, gateway }
     }
 
     async fn make(&self, change: Change, context: Context) -> Result<Changed, ChangeError> {
@@ -134,9 +133,15 @@ impl MemberControl {
 
     /// The change as a command, once it was checked against everything there is.
     fn checked(&self, change: &Change) -> Result<Act, ChangeError> {
-        let check_provider =
-            |name: &str, spec: &ProviderSpec, problems: &mut Problems| check_kind(name, spec, problems);
-        let policy = Policy { allow_private_providers: self.allow_private_providers, check_provider: &check_provider };
+        let loaded = self.member.0.loaded.load_full();
+        let check_provider = |name: &str, spec: &ProviderSpec, problems: &mut Problems| {
+            check_kind(name, spec, problems);
+            secrets::check(&loaded.config, spec, problems);
+        };
+        let policy = Policy {
+            allow_private_providers: loaded.config.admin.allow_private_providers,
+            check_provider: &check_provider,
+        };
         let consensus = self.member.consensus();
         match change {
             Change::Put { kind, name, spec, expected } => {
