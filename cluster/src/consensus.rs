@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ServerState;
+use openraft::error::Fatal;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,7 +32,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -123,7 +124,7 @@ pub enum StartError {
     #[error("the replicated state cannot be read back")]
     State(#[source] types::StorageError),
     #[error("consensus cannot start from this data directory")]
-    Raft(#[source] openraft::error::Fatal<NodeId>),
+    Raft(#[source] Fatal<NodeId>),
     #[error("the timing of elections is unusable")]
     Timing(#[source] openraft::ConfigError),
 }
@@ -241,8 +242,12 @@ impl Consensus {
     }
 
     /// Makes the cluster, with these voters. To be called by exactly one node of them, once; again changes nothing.
-    pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), openraft::error::Fatal<NodeId>> {
+    pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), Fatal<NodeId>> {
         use openraft::error::{InitializeError, RaftError};
+        // Asked first: to be refused is an error in openraft's log, and a founder asks at each of its starts.
+        if self.0.raft.is_initialized().await? {
+            return Ok(());
+        }
         match self.0.raft.initialize(voters).await {
             // Not allowed: the log is not empty, so this was done before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_) | InitializeError::NotInMembers(_))) => {
@@ -583,9 +588,22 @@ async fn follow_leadership(me: NodeId, mut raft: watch::Receiver<Metrics>, grant
             info!(leader = ?now.0.map(|node| node.to_string()), term = now.1, "a leader is known");
             known = Some(now);
         }
-        if raft.changed().await.is_err() {
+        let gone = raft.changed().await.is_err();
+        if gone || raft.borrow().running_state.is_err() {
+            tell_the_end(&raft.borrow().running_state);
             return grants.leads(None, clock.now());
         }
+    }
+}
+
+/// Nothing heals a Raft that has ended by itself: the node goes stale and answers 503 until it is started again.
+fn tell_the_end(state: &Result<(), Fatal<NodeId>>) {
+    match state {
+        Err(Fatal::Stopped) => {}
+        Err(cause @ (Fatal::StorageError(_) | Fatal::Panicked)) => {
+            error!(%cause, "consensus has ended on this node; start it again");
+        }
+        Ok(()) => error!("consensus has ended on this node without a word; start it again"),
     }
 }
 

@@ -8,6 +8,7 @@ mod chat;
 mod keys;
 mod lifecycle;
 mod observe;
+mod partition;
 mod routing;
 mod streaming;
 mod tidy;
