@@ -123,7 +123,9 @@ impl Phase {
         match self {
             Self::Looking(what) => Some(what.clone()),
             Self::Joining => Some("to be admitted by the cluster's leader".to_owned()),
-            Self::Starting => Some("the cluster to take note of this start; that needs a majority of voters".to_owned()),
+            Self::Starting => {
+                Some("the cluster to take note of this start; that needs a majority of voters".to_owned())
+            }
             Self::Declaring(Some(why)) => Some(why.clone()),
             Self::Declaring(None) => Some("what the configuration file declares to be in force".to_owned()),
             Self::Member => None,
@@ -229,8 +231,7 @@ impl Member {
         let introduction = introduction(&config, me, sockets.as_ref());
         let bootstrap = Bootstrap::open(introduction.clone(), data.cells())?;
         let trail = Arc::new(data.open_trail()?);
-        let watching =
-            Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
+        let watching = Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
         let timing = timing(&config);
         let (published, publishes) = watch::channel(0);
         let consensus = Consensus::start(Ground {
@@ -571,10 +572,8 @@ fn node_key(data: &DataDir) -> Result<NodeKey, MemberError> {
 fn trust(loaded: &Loaded, key: &NodeKey) -> Result<Trust, MemberError> {
     let cluster = &loaded.config.cluster;
     let texts = cluster.all_secrets().filter_map(|reference| loaded.secrets.get(reference));
-    let secrets: Vec<ClusterSecret> = texts
-        .map(|text| ClusterSecret::parse(text.reveal()))
-        .collect::<Result<_, _>>()
-        .map_err(MemberError::Secret)?;
+    let secrets: Vec<ClusterSecret> =
+        texts.map(|text| ClusterSecret::parse(text.reveal())).collect::<Result<_, _>>().map_err(MemberError::Secret)?;
     let Some(tls) = &cluster.tls else {
         return Trust::new(&secrets, key).map_err(MemberError::Trust);
     };
