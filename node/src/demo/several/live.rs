@@ -1,5 +1,6 @@
 //! What the nodes say of themselves, asked again and again; whatever changes is a line of the report.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ pub struct View {
 /// Dropped, it goes on until the tasks end.
 pub struct Live {
     views: watch::Receiver<View>,
-    talks: Arc<AtomicBool>,
+    loud: Arc<AtomicBool>,
 }
 
 impl View {
@@ -89,7 +90,9 @@ impl View {
         let mut line = format!("term {term}");
         for (number, ((name, _seen), word)) in self.nodes.iter().zip(words).enumerate() {
             let lag = self.lag(number).map(|lag| format!(", lag {lag}")).unwrap_or_default();
-            line.push_str(&format!("   {:<26}", format!("{name} {word}{lag}")));
+            let cell = format!("{name} {word}{lag}");
+            // Writing to a String cannot fail.
+            let _infallible = write!(line, "   {cell:<26}");
         }
         line.trim_end().to_owned()
     }
@@ -99,13 +102,13 @@ impl Live {
     pub fn start(nodes: &[Node], tasks: &Tasks, stop: &CancellationToken) -> Self {
         let unseen = View { nodes: nodes.iter().map(|node| (node.name.clone(), None)).collect() };
         let (tell, views) = watch::channel(unseen);
-        let talks = Arc::new(AtomicBool::new(true));
+        let loud = Arc::new(AtomicBool::new(true));
         let places = nodes.iter().map(|node| (node.name.clone(), format!("http://{}", node.addresses.admin)));
-        let (places, stop, talking) = (places.collect(), stop.clone(), Arc::clone(&talks));
+        let (places, stop, talking) = (places.collect(), stop.clone(), Arc::clone(&loud));
         tasks.spawn("demo watch", async move {
             tokio::select! { () = stop.cancelled() => {}, () = watch_all(places, tell, talking) => {} }
         });
-        Self { views, talks }
+        Self { views, loud }
     }
 
     pub fn views(&self) -> watch::Receiver<View> {
@@ -118,7 +121,7 @@ impl Live {
 
     /// From now on changes are no lines any more.
     pub fn hush(&self) {
-        self.talks.store(false, Ordering::Relaxed);
+        self.loud.store(false, Ordering::Relaxed);
     }
 
     /// Waits until the nodes are as wanted. How long that took.
@@ -139,13 +142,13 @@ impl Live {
     }
 }
 
-async fn watch_all(places: Vec<(String, String)>, tell: watch::Sender<View>, talks: Arc<AtomicBool>) {
+async fn watch_all(places: Vec<(String, String)>, tell: watch::Sender<View>, loud: Arc<AtomicBool>) {
     let began = clock::now();
     loop {
         let asked = places.iter().map(|(name, url)| async { (name.clone(), look(url).await) });
         let view = View { nodes: join_all(asked).await };
         let changed = view.gist() != tell.borrow().gist();
-        if changed && talks.load(Ordering::Relaxed) {
+        if changed && loud.load(Ordering::Relaxed) {
             say(began, &view);
         }
         tell.send_replace(view);

@@ -40,7 +40,7 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Nodes {
-    pub nodes: Vec<Node>,
+    pub all: Vec<Node>,
     pub live: Live,
     pub balancer: Arc<Balancer>,
     pub tasks: Tasks,
@@ -82,18 +82,18 @@ impl Nodes {
         let live = Live::start(&nodes, &tasks, &stop);
         let balancer = Arc::new(Balancer::new(&nodes, live.views(), &tasks));
         let config = common.replace(&secret, "lea-cluster-…").replace(KEY, "lea-demodemodemo-…");
-        Ok(Self { nodes, live, balancer, tasks, provider, stop, config, _folder: folder })
+        Ok(Self { all: nodes, live, balancer, tasks, provider, stop, config, _folder: folder })
     }
 
     pub async fn stop(mut self) {
         self.live.hush();
-        join_all(self.nodes.iter_mut().map(|node| node.stop(STOP_MAX))).await;
+        join_all(self.all.iter_mut().map(|node| node.stop(STOP_MAX))).await;
         self.stop.cancel();
         let _ended = self.tasks.shutdown(STOP_MAX).await;
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.nodes.iter().map(|node| node.name.as_str())
+        self.all.iter().map(|node| node.name.as_str())
     }
 
     /// Asks the admin API of one node, with the key that was made with the cluster.
@@ -101,7 +101,7 @@ impl Nodes {
         let key = self.admin_key().ok_or("no node has the first key of the admin API")?;
         let told = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         let key = resolve(&SecretRef::file(&key), &|_name| None).map_err(told)?;
-        let url: Uri = format!("http://{}", self.nodes[node].addresses.admin).parse()?;
+        let url: Uri = format!("http://{}", self.all[node].addresses.admin).parse()?;
         let operator = Operator { url, key: Some(key) };
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let path = format!("{PREFIX}{path}");
@@ -120,13 +120,13 @@ impl Nodes {
     }
 
     fn admin_key(&self) -> Option<PathBuf> {
-        self.nodes.iter().map(Node::admin_key).find(|file| file.is_file())
+        self.all.iter().map(Node::admin_key).find(|file| file.is_file())
     }
 
     /// Before the first step.
     pub fn opening(&self) -> String {
         let rows: Vec<String> = self.config.lines().map(|line| format!("     {line}")).collect();
-        let count = self.nodes.len();
+        let count = self.all.len();
         format!(
             "{count} processes of this executable on this machine, a simulated provider behind them. Each has a file \
              with\nits own name, addresses and data directory, and for the rest this:\n\n{}",
@@ -136,15 +136,15 @@ impl Nodes {
 
     /// The ends of all logs, for when something went wrong.
     pub fn last_words(&self) -> String {
-        self.nodes.iter().map(Node::last_words).collect::<Vec<_>>().join("\n")
+        self.all.iter().map(Node::last_words).collect::<Vec<_>>().join("\n")
     }
 
     /// After the last step.
     pub fn invitation(&self) -> String {
         let api = |node: &Node| format!("  http://{}   {}", node.addresses.api, node.name);
-        let apis: Vec<String> = self.nodes.iter().map(api).collect();
+        let apis: Vec<String> = self.all.iter().map(api).collect();
         let leader = self.live.now().leader().unwrap_or_default();
-        let (first, leads) = (&self.nodes[0], &self.nodes[leader]);
+        let (first, leads) = (&self.all[0], &self.all[leader]);
         let key_file = self.admin_key().unwrap_or_default();
         format!(
             "\nThey stay up, and whatever changes is told here; ctrl-C ends it. Any of them answers:\n\n{}\n\nTry:\n
@@ -154,14 +154,14 @@ impl Nodes {
 
   llm-edge-agent status --admin http://{admin}
   export LEA_ADMIN_KEY=$(cat {key_file})
-  llm-edge-agent admin --admin http://{admin} keys create visitor
-  llm-edge-agent admin --admin http://{other} keys revoke visitor
+  llm-edge-agent admin --admin http://{admin} keys create guest
+  llm-edge-agent admin --admin http://{other} keys revoke guest
   kill -9 {pid}                       # {name}, which leads
   llm-edge-agent run -c {config}   # and it is back\n",
             apis.join("\n"),
             api = first.addresses.api,
             admin = first.addresses.admin,
-            other = self.nodes[self.nodes.len() - 1].addresses.admin,
+            other = self.all[self.all.len() - 1].addresses.admin,
             key_file = key_file.display(),
             pid = leads.pid().unwrap_or_default(),
             name = leads.name,

@@ -15,7 +15,7 @@ use crate::demo::report::{Report, milliseconds};
 use crate::demo::world::KEY;
 
 /// How long processes may take to become a cluster, or to come back to it.
-const FORM_MAX: Duration = Duration::from_secs(60);
+const FORM_MAX: Duration = Duration::from_mins(1);
 
 /// How long an election may take. What it takes is shown.
 const ELECTION_MAX: Duration = Duration::from_secs(20);
@@ -86,14 +86,14 @@ fn members(nodes: &Nodes, node: usize) -> Result<(), AskError> {
 }
 
 async fn form(nodes: &mut Nodes, report: &mut Report) -> Result<(), AskError> {
-    let count = nodes.nodes.len();
+    let count = nodes.all.len();
     report.step(&format!("{count} processes that share a secret become one cluster"))?;
-    for node in &mut nodes.nodes {
+    for node in &mut nodes.all {
         node.start()?;
     }
     let took = nodes.live.until("all nodes are ready in one cluster", FORM_MAX, whole).await?;
     members(nodes, 0)?;
-    let pids: Vec<String> = nodes.nodes.iter().filter_map(|node| Some(node.pid()?.to_string())).collect();
+    let pids: Vec<String> = nodes.all.iter().filter_map(|node| Some(node.pid()?.to_string())).collect();
     let claim = format!("after {} all are ready, and name the same leader", milliseconds(took));
     Report::saw(&format!("processes {}", pids.join(", ")))?;
     report.claim(&claim, pids.len() == count)?;
@@ -109,7 +109,7 @@ async fn any(nodes: &Nodes, report: &mut Report) -> Result<(), AskError> {
         Report::saw(&format!("{name}  {} in {}", seen.status, milliseconds(seen.took)))?;
     }
     let calls = nodes.provider.bill().total.requests;
-    let count = nodes.nodes.len();
+    let count = nodes.all.len();
     report.claim(&format!("{held} of {count} answered, each by itself"), held == count && calls == count as u64)?;
     Ok(())
 }
@@ -136,7 +136,7 @@ async fn known_at(nodes: &Nodes, node: usize, key: &str) -> Result<Option<Durati
 async fn key(nodes: &Nodes, report: &mut Report) -> Result<String, AskError> {
     report.step("A key made through one node is good at every other at once")?;
     let leader = nodes.live.now().leader().unwrap_or_default();
-    let through = (0..nodes.nodes.len()).find(|node| *node != leader).unwrap_or_default();
+    let through = (0..nodes.all.len()).find(|node| *node != leader).unwrap_or_default();
     let made = nodes.make_key(through, "visitor").await?;
     let text = made.map_err(|answer| String::from_utf8_lossy(&answer.body).into_owned())?;
     let mut known = 0;
@@ -150,20 +150,20 @@ async fn key(nodes: &Nodes, report: &mut Report) -> Result<String, AskError> {
         };
         Report::saw(&format!("{name}  {took}{}", if number == through { "  (made here)" } else { "" }))?;
     }
-    let claim = format!("made through {}, which follows, and taken by all", nodes.nodes[through].name);
-    report.claim(&claim, known == nodes.nodes.len())?;
+    let claim = format!("made through {}, which follows, and taken by all", nodes.all[through].name);
+    report.claim(&claim, known == nodes.all.len())?;
     Ok(text)
 }
 
 async fn revoke(nodes: &Nodes, report: &mut Report, key: &str) -> Result<(), AskError> {
     report.step("Once `revoke` has returned, no node accepts the key")?;
-    let last = nodes.nodes.len() - 1;
+    let last = nodes.all.len() - 1;
     let asked = clock::now();
     let answer = nodes.admin(last, Method::POST, "keys/visitor/revoke", json!({})).await?;
     let took = clock::now().saturating_duration_since(asked);
-    Report::saw(&format!("asked of {}: {} in {}", nodes.nodes[last].name, answer.status, milliseconds(took)))?;
+    Report::saw(&format!("asked of {}: {} in {}", nodes.all[last].name, answer.status, milliseconds(took)))?;
     let mut statuses = Vec::new();
-    for number in 0..nodes.nodes.len() {
+    for number in 0..nodes.all.len() {
         statuses.push(nodes.balancer.ask_node(number, key, "What is my balance?").await?.status);
     }
     let held = answer.status.is_success() && statuses.iter().all(|status| *status == 401);
@@ -191,8 +191,8 @@ async fn kill(nodes: &mut Nodes, report: &mut Report) -> Result<Killed, AskError
     let node = view.leader().ok_or("nobody leads")?;
     let (term, incarnation) = view.node(node).map_or((0, 0), |seen| (seen.cluster.term, seen.cluster.incarnation));
     let at = clock::now();
-    nodes.nodes[node].kill().await?;
-    Report::saw(&format!("kill -9 {}", nodes.nodes[node].name))?;
+    nodes.all[node].kill().await?;
+    Report::saw(&format!("kill -9 {}", nodes.all[node].name))?;
     let other = |view: &View| {
         let leader = view.leader().filter(|leader| *leader != node);
         leader.is_some_and(|leader| view.node(leader).is_some_and(|seen| seen.cluster.term > term))
@@ -200,14 +200,14 @@ async fn kill(nodes: &mut Nodes, report: &mut Report) -> Result<Killed, AskError
     nodes.live.until("another node leads", ELECTION_MAX, other).await?;
     let took = clock::now().saturating_duration_since(at);
     let leader = nodes.live.now().leader().ok_or("nobody leads")?;
-    report.claim(&format!("after {} {} leads", milliseconds(took), nodes.nodes[leader].name), leader != node)?;
+    report.claim(&format!("after {} {} leads", milliseconds(took), nodes.all[leader].name), leader != node)?;
     Ok(Killed { node, at, incarnation, leader })
 }
 
 /// As an operator's script would: what was not decided is asked for again.
 async fn write(nodes: &Nodes, report: &mut Report, killed: &Killed) -> Result<String, AskError> {
     report.step("Those that are left go on: they answer, and they decide")?;
-    let count = nodes.nodes.len();
+    let count = nodes.all.len();
     let through = (0..count).find(|node| *node != killed.node && *node != killed.leader).unwrap_or(killed.leader);
     let mut tries = 0;
     let text = loop {
@@ -223,7 +223,7 @@ async fn write(nodes: &Nodes, report: &mut Report, killed: &Killed) -> Result<St
     };
     let took = clock::now().saturating_duration_since(killed.at);
     answered(nodes, WARM, |nodes| nodes.balancer.answered()).await?;
-    let name = &nodes.nodes[killed.node].name;
+    let name = &nodes.all[killed.node].name;
     let dead = |view: &View| {
         let seen = view.node(killed.leader);
         seen.is_some_and(|seen| seen.cluster.members.iter().any(|member| member.name == *name && !member.alive))
@@ -237,9 +237,9 @@ async fn write(nodes: &Nodes, report: &mut Report, killed: &Killed) -> Result<St
 
 async fn back(nodes: &mut Nodes, report: &mut Report, killed: &Killed, key: &str) -> Result<(), AskError> {
     let node = killed.node;
-    let name = nodes.nodes[node].name.clone();
+    let name = nodes.all[node].name.clone();
     report.step(&format!("{name} is started again: it returns and catches up"))?;
-    nodes.nodes[node].start()?;
+    nodes.all[node].start()?;
     let caught_up = |view: &View| whole(view) && view.lag(node) == Some(0);
     let took = nodes.live.until("the node is back", FORM_MAX, caught_up).await?;
     let seen = nodes.balancer.ask_node(node, key, "What is my balance?").await?;
@@ -260,7 +260,7 @@ fn requests(nodes: &Nodes, report: &mut Report, killed: &Killed) -> Result<(), A
     let balancer = &nodes.balancer;
     let (failed, failures) = balancer.failed();
     let (answered, cut, cut_there) = (balancer.answered(), balancer.cut(), balancer.cut_at(killed.node));
-    let name = &nodes.nodes[killed.node].name;
+    let name = &nodes.all[killed.node].name;
     Report::saw(&format!("{answered} answered, {} of them by another node than asked first", balancer.refused()))?;
     Report::saw(&format!("{cut_there} in flight on {name} when it was killed: these failed"))?;
     for failure in failures {
