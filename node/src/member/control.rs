@@ -179,11 +179,9 @@ impl MemberControl {
     }
 
     fn node_called(&self, name: &str) -> Result<NodeId, ChangeError> {
-        let found = self.member.consensus().read(|register| {
-            let mut members = register.members().iter();
-            members.find(|(node, member)| member.info.name == name || node.to_string() == name).map(|(node, _)| node)
-        });
-        found.ok_or(ChangeError::NotFound)
+        self.member.consensus().read(|register| {
+            called(name, register.members().iter().map(|(node, member)| (node, member.info.name.as_str())))
+        })
     }
 
     async fn change_member(&self, change: &ChangeMember) -> Result<(), ChangeError> {
@@ -272,6 +270,30 @@ impl Control for MemberControl {
     }
 }
 
+/// By its name or its id. A node that lost its disk came back as a new one of the same name: then a name may mean the
+/// one that lives, and is not enough.
+fn called<'a>(name: &str, members: impl Iterator<Item = (NodeId, &'a str)>) -> Result<NodeId, ChangeError> {
+    let mut named = Vec::new();
+    for (node, its_name) in members {
+        if node.to_string() == name {
+            return Ok(node);
+        }
+        if its_name == name {
+            named.push(node);
+        }
+    }
+    match named[..] {
+        [] => Err(ChangeError::NotFound),
+        [node] => Ok(node),
+        [..] => {
+            let ids: Vec<String> = named.iter().map(ToString::to_string).collect();
+            let count = ids.len();
+            let reason = format!("{count} nodes are called `{name}`; say which by its id: {}", ids.join(", "));
+            Err(ChangeError::Refused { code: "several_nodes", reason })
+        }
+    }
+}
+
 fn expected_as(expected: Expected) -> register::Expected {
     match expected {
         Expected::Any => register::Expected::Any,
@@ -305,5 +327,25 @@ impl Handler for AskedToDrain {
             Ok(Bytes::new())
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Removing by name took the node that lives, and left the dead one.
+    #[test]
+    fn a_name_that_two_nodes_have_means_neither() {
+        let (first, second, other) = (NodeId::new(1), NodeId::new(2), NodeId::new(3));
+        let members = || [(first, "edge-2"), (other, "edge-0"), (second, "edge-2")].into_iter();
+
+        assert_eq!(called("edge-0", members()), Ok(other));
+        assert_eq!(called(&second.to_string(), members()), Ok(second));
+        assert_eq!(called("edge-7", members()), Err(ChangeError::NotFound));
+        let Err(ChangeError::Refused { code: "several_nodes", reason }) = called("edge-2", members()) else {
+            panic!("a name of two nodes was taken for one");
+        };
+        assert!(reason.contains(&first.to_string()) && reason.contains(&second.to_string()), "{reason}");
     }
 }
