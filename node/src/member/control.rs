@@ -42,6 +42,9 @@ const MEMBERS_SLACK: Duration = Duration::from_secs(20);
 /// For another node to hear that it is to drain.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
+/// Between the answer to that and the end it brings: who ends at once tears the answer off.
+const LEAVE_AFTER: Duration = Duration::from_millis(250);
+
 /// How often a change is checked again because others came in between.
 const TRIES_MAX: usize = 8;
 
@@ -323,7 +326,11 @@ impl Handler for AskedToDrain {
         let member = self.member.upgrade();
         async move {
             let member = member.ok_or(PeerRefusal::NoSuchService)?;
-            member.leave.notify_one();
+            let leaving = Arc::clone(&member);
+            member.tasks.spawn("leaving", async move {
+                tokio::time::sleep(LEAVE_AFTER).await;
+                leaving.leave.notify_one();
+            });
             Ok(Bytes::new())
         }
         .boxed()
