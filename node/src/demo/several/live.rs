@@ -176,8 +176,8 @@ mod tests {
     use super::*;
     use crate::admin::status::cluster::tests::cluster;
 
-    fn seen(role: ClusterRole, term: u64, applied: u64) -> Option<Seen> {
-        Some(Seen { ready: true, cluster: ClusterStatus { role, term, applied, ..cluster() } })
+    fn seen(role: ClusterRole, term: u64, applied: u64) -> Seen {
+        Seen { ready: true, cluster: ClusterStatus { role, term, applied, ..cluster() } }
     }
 
     fn view(nodes: Vec<Option<Seen>>) -> View {
@@ -187,15 +187,15 @@ mod tests {
     /// A leader that does not know yet of the one after it still says that it leads.
     #[test]
     fn of_two_leaders_the_later_one_leads() {
-        let both = view(vec![seen(ClusterRole::Leader, 2, 42), None, seen(ClusterRole::Leader, 3, 42)]);
+        let both = view(vec![Some(seen(ClusterRole::Leader, 2, 42)), None, Some(seen(ClusterRole::Leader, 3, 42))]);
 
         assert_eq!(both.leader(), Some(2));
-        assert_eq!(view(vec![None, seen(ClusterRole::Follower, 3, 1)]).leader(), None);
+        assert_eq!(view(vec![None, Some(seen(ClusterRole::Follower, 3, 1))]).leader(), None);
     }
 
     #[test]
     fn a_line_says_term_roles_and_lag() {
-        let now = view(vec![None, seen(ClusterRole::Leader, 3, 42), seen(ClusterRole::Follower, 3, 40)]);
+        let now = view(vec![None, Some(seen(ClusterRole::Leader, 3, 42)), Some(seen(ClusterRole::Follower, 3, 40))]);
 
         assert_eq!(
             now.line(),
