@@ -42,6 +42,9 @@ const MEMBERS_SLACK: Duration = Duration::from_secs(20);
 /// For another node to hear that it is to drain.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
+/// Between the answer to that and the end it brings: who ends at once tears the answer off.
+const LEAVE_AFTER: Duration = Duration::from_millis(250);
+
 /// How often a change is checked again because others came in between.
 const TRIES_MAX: usize = 8;
 
@@ -184,11 +187,9 @@ impl MemberControl {
     }
 
     fn node_called(&self, name: &str) -> Result<NodeId, ChangeError> {
-        let found = self.member.consensus().read(|register| {
-            let mut members = register.members().iter();
-            members.find(|(node, member)| member.info.name == name || node.to_string() == name).map(|(node, _)| node)
-        });
-        found.ok_or(ChangeError::NotFound)
+        self.member.consensus().read(|register| {
+            called(name, register.members().iter().map(|(node, member)| (node, member.info.name.as_str())))
+        })
     }
 
     async fn change_member(&self, change: &ChangeMember) -> Result<(), ChangeError> {
@@ -288,6 +289,30 @@ impl Control for MemberControl {
     }
 }
 
+/// By its name or its id. A node that lost its disk came back as a new one of the same name: then a name may mean the
+/// one that lives, and is not enough.
+fn called<'a>(name: &str, members: impl Iterator<Item = (NodeId, &'a str)>) -> Result<NodeId, ChangeError> {
+    let mut named = Vec::new();
+    for (node, its_name) in members {
+        if node.to_string() == name {
+            return Ok(node);
+        }
+        if its_name == name {
+            named.push(node);
+        }
+    }
+    match named[..] {
+        [] => Err(ChangeError::NotFound),
+        [node] => Ok(node),
+        [..] => {
+            let ids: Vec<String> = named.iter().map(ToString::to_string).collect();
+            let count = ids.len();
+            let reason = format!("{count} nodes are called `{name}`; say which by its id: {}", ids.join(", "));
+            Err(ChangeError::Refused { code: "several_nodes", reason })
+        }
+    }
+}
+
 fn expected_as(expected: Expected) -> register::Expected {
     match expected {
         Expected::Any => register::Expected::Any,
@@ -317,9 +342,33 @@ impl Handler for AskedToDrain {
         let member = self.member.upgrade();
         async move {
             let member = member.ok_or(PeerRefusal::NoSuchService)?;
-            member.leave.notify_one();
+            let leaving = Arc::clone(&member);
+            member.tasks.spawn("leaving", async move {
+                tokio::time::sleep(LEAVE_AFTER).await;
+                leaving.leave.notify_one();
+            });
             Ok(Bytes::new())
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Removing by name took the node that lives, and left the dead one.
+    #[test]
+    fn a_name_that_two_nodes_have_means_neither() {
+        let (first, second, other) = (NodeId::new(1), NodeId::new(2), NodeId::new(3));
+        let members = || [(first, "edge-2"), (other, "edge-0"), (second, "edge-2")].into_iter();
+
+        assert_eq!(called("edge-0", members()), Ok(other));
+        assert_eq!(called(&second.to_string(), members()), Ok(second));
+        assert_eq!(called("edge-7", members()), Err(ChangeError::NotFound));
+        let Err(ChangeError::Refused { code: "several_nodes", reason }) = called("edge-2", members()) else {
+            panic!("a name of two nodes was taken for one");
+        };
+        assert!(reason.contains(&first.to_string()) && reason.contains(&second.to_string()), "{reason}");
     }
 }
