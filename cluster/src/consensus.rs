@@ -3,6 +3,8 @@
 //! [`Consensus`] is what the rest of the node holds. Any node can propose and read; who does not lead asks the leader.
 //! Everything that may be asked twice is: commands carry a token, so the second time changes nothing.
 
+#![expect(clippy::result_large_err, reason = "openraft's errors are as large as they are, and rare")]
+
 pub mod controller;
 mod log_store;
 pub mod metrics;
@@ -304,7 +306,16 @@ impl Consensus {
                 self.0.incarnation.send_replace(incarnation);
                 Ok(incarnation)
             }
-            other => Err(StartedError::Refused { reply: format!("{other:?}") }),
+            other @ (Reply::Done
+            | Reply::Put { .. }
+            | Reply::Deleted
+            | Reply::Revoked { .. }
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Unchanged
+            | Reply::Conflict { .. }
+            | Reply::Refused(_)) => Err(StartedError::Refused { reply: format!("{other:?}") }),
         }
     }
 
@@ -324,7 +335,11 @@ impl Consensus {
         loop {
             let leader = self.known_leader(until).await;
             let outcome = match leader {
-                Some(leader) if leader == self.0.me => Ok(self.propose_here(command.clone(), until).await),
+                Some(leader) if leader == self.0.me => {
+                    // A leader without a quorum may wait for ever; who asked does not.
+                    let here = tokio::time::timeout_at(until, self.propose_here(command.clone(), until));
+                    Ok(here.await.unwrap_or(Err(NotProposed::Deposed { leader: None })))
+                }
                 Some(leader) => {
                     let question = (&command, remaining(until));
                     self.call::<_, Result<Accepted, NotProposed>>(leader, Service::PROPOSE, &question, until).await
@@ -385,7 +400,10 @@ impl Consensus {
         let until = Instant::now() + within;
         loop {
             let outcome = match self.known_leader(until).await {
-                Some(leader) if leader == self.0.me => Ok(self.read_here(self.0.me).await),
+                Some(leader) if leader == self.0.me => {
+                    let here = tokio::time::timeout_at(until, self.read_here(self.0.me));
+                    Ok(here.await.unwrap_or(Err(NotRead::NoQuorum)))
+                }
                 Some(leader) => {
                     self.call::<_, Result<Option<u64>, NotRead>>(leader, Service::READ_INDEX, &(), until).await
                 }

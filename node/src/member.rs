@@ -7,11 +7,14 @@
 //! ```
 //! A node that is alone goes the same way with nobody to ask, and is its own quorum.
 
+#![expect(clippy::result_large_err, reason = "an error that ends the start is as large as it is, and rare")]
+
 mod control;
 mod files;
 mod first_key;
 mod gossip;
 mod publish;
+mod secrets;
 mod status;
 
 pub use control::MemberControl;
@@ -123,7 +126,9 @@ impl Phase {
         match self {
             Self::Looking(what) => Some(what.clone()),
             Self::Joining => Some("to be admitted by the cluster's leader".to_owned()),
-            Self::Starting => Some("the cluster to take note of this start; that needs a majority of voters".to_owned()),
+            Self::Starting => {
+                Some("the cluster to take note of this start; that needs a majority of voters".to_owned())
+            }
             Self::Declaring(Some(why)) => Some(why.clone()),
             Self::Declaring(None) => Some("what the configuration file declares to be in force".to_owned()),
             Self::Member => None,
@@ -229,26 +234,12 @@ impl Member {
         let introduction = introduction(&config, me, sockets.as_ref());
         let bootstrap = Bootstrap::open(introduction.clone(), data.cells())?;
         let trail = Arc::new(data.open_trail()?);
-        let watching =
-            Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
+        let watching = Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
         let timing = timing(&config);
-        let (published, publishes) = watch::channel(0);
-        let consensus = Consensus::start(Ground {
-            me,
-            log: data.open_log(LogOptions { now: Some(clock::now), ..LogOptions::default() })?,
-            cells: data.cells(),
-            kept: Kept {
-                snapshots: data.open_snapshots().map_err(MemberError::Snapshots)?,
-                trail: Some(Arc::clone(&trail)),
-            },
-            transport: Arc::clone(&transport),
-            observer: Box::new(watching.clone()),
-            published: publishes,
-            clock: Clock::Real,
-            timing,
-            tasks: tasks.clone(),
-        })
-        .await?;
+        let (published, in_force) = watch::channel(0);
+        let observer = Box::new(watching.clone());
+        let ground = ground(&data, me, &transport, observer, in_force, timing, &tasks, &trail)?;
+        let consensus = Consensus::start(ground).await?;
         let (peer_listener, gossip_socket) = sockets.map(|sockets| (sockets.peer, sockets.gossip)).unzip();
         let mut inner = Inner {
             consensus,
@@ -557,6 +548,35 @@ async fn open_data(path: Option<PathBuf>, adopt: bool) -> Result<DataDir, Member
     }
 }
 
+/// What consensus stands on, from this node's data directory.
+#[expect(clippy::too_many_arguments, reason = "each is one field of what is made, and nothing else groups them")]
+fn ground(
+    data: &DataDir,
+    me: NodeId,
+    transport: &Arc<dyn Transport>,
+    observer: Box<dyn Observer>,
+    published: watch::Receiver<u64>,
+    timing: Timing,
+    tasks: &Tasks,
+    trail: &Arc<Trail>,
+) -> Result<Ground, MemberError> {
+    Ok(Ground {
+        me,
+        log: data.open_log(LogOptions { now: Some(clock::now), ..LogOptions::default() })?,
+        cells: data.cells(),
+        kept: Kept {
+            snapshots: data.open_snapshots().map_err(MemberError::Snapshots)?,
+            trail: Some(Arc::clone(trail)),
+        },
+        transport: Arc::clone(transport),
+        observer,
+        published,
+        clock: Clock::Real,
+        timing,
+        tasks: tasks.clone(),
+    })
+}
+
 /// Made with the directory, and kept as long as it is.
 fn node_key(data: &DataDir) -> Result<NodeKey, MemberError> {
     let cells = data.cells();
@@ -571,10 +591,8 @@ fn node_key(data: &DataDir) -> Result<NodeKey, MemberError> {
 fn trust(loaded: &Loaded, key: &NodeKey) -> Result<Trust, MemberError> {
     let cluster = &loaded.config.cluster;
     let texts = cluster.all_secrets().filter_map(|reference| loaded.secrets.get(reference));
-    let secrets: Vec<ClusterSecret> = texts
-        .map(|text| ClusterSecret::parse(text.reveal()))
-        .collect::<Result<_, _>>()
-        .map_err(MemberError::Secret)?;
+    let secrets: Vec<ClusterSecret> =
+        texts.map(|text| ClusterSecret::parse(text.reveal())).collect::<Result<_, _>>().map_err(MemberError::Secret)?;
     let Some(tls) = &cluster.tls else {
         return Trust::new(&secrets, key).map_err(MemberError::Trust);
     };

@@ -333,7 +333,7 @@ impl TestCluster {
     pub fn write_config(&self, name: &str, common: &str) {
         let number = self.members.iter().position(|member| member.name == name).expect("a node of that name");
         let member = &self.members[number];
-        self.write_file(member, &self.plan.file(member, common, &self.found_by(number)));
+        write_file(member, &self.plan.file(member, common, &self.found_by(number)));
     }
 
     fn found_by(&self, number: usize) -> String {
@@ -345,20 +345,14 @@ impl TestCluster {
     /// Gives one node a file in which `cluster` says how others are found: `seeds: {…}` or `join: […]`.
     pub fn write_found_by(&self, number: usize, found_by: &str) {
         let member = &self.members[number];
-        self.write_file(member, &self.plan.file(member, &self.plan.config, found_by));
+        write_file(member, &self.plan.file(member, &self.plan.config, found_by));
     }
 
     /// The text of a node's file, changed.
     pub fn edit_file(&self, number: usize, edit: impl FnOnce(String) -> String) {
         let member = &self.members[number];
         let text = std::fs::read_to_string(member.config_path()).expect("a file");
-        self.write_file(member, &edit(text));
-    }
-
-    fn write_file(&self, member: &Member, text: &str) {
-        let next = member.folder.join("config.yaml.next");
-        std::fs::write(&next, text).expect("a folder to write to");
-        std::fs::rename(next, member.config_path()).expect("a folder to write to");
+        write_file(member, &edit(text));
     }
 
     fn join(&self) -> String {
@@ -487,6 +481,12 @@ impl Member {
             self.printed += &process.printed();
         }
     }
+}
+
+fn write_file(member: &Member, text: &str) {
+    let next = member.folder.join("config.yaml.next");
+    std::fs::write(&next, text).expect("a folder to write to");
+    std::fs::rename(next, member.config_path()).expect("a folder to write to");
 }
 
 fn address_on(network: &mut Option<TestNetwork>) -> IpAddr {
