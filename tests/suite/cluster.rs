@@ -15,9 +15,9 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-/// Elections within a second and promises that run out after two, so that waiting for them is short.
+/// Elections within two seconds and promises that run out after three: short waits, on a machine that may be busy.
 pub const FAST: &str =
-    "stale_max: 2s, heartbeat: 50ms, election_min: 300ms, election_max: 600ms, gossip_interval: 50ms";
+    "stale_max: 3s, heartbeat: 150ms, election_min: 750ms, election_max: 1500ms, gossip_interval: 100ms";
 
 pub const CONFIG: &str = r#"
 resources_revision: 1
