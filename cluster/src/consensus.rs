@@ -29,7 +29,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -449,9 +449,19 @@ impl Consensus {
         }
     }
 
-    /// Whether this node is a member by what it knows itself.
-    pub fn is_member(&self) -> bool {
-        self.0.raft.metrics().borrow().membership_config.nodes().any(|(node, _place)| *node == self.0.me)
+    /// Returns when a quorum confirms that this node leads; after a restart it may think so without.
+    pub async fn leads_for_sure(&self) {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let leads = metrics.wait_for(|metrics| metrics.state == ServerState::Leader);
+            if leads.await.is_err() {
+                return std::future::pending().await;
+            }
+            if self.0.reader.read_index().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Asks whoever lives at `address` to let this node in.
@@ -555,6 +565,12 @@ async fn follow_leadership(me: NodeId, mut raft: watch::Receiver<Metrics>, grant
     loop {
         let now = {
             let metrics = raft.borrow_and_update();
+            match &metrics.running_state {
+                Ok(()) | Err(openraft::error::Fatal::Stopped) => {}
+                Err(fatal) => {
+                    error!(%fatal, "consensus has ended on this node; it serves until it is stale, and must be restarted")
+                }
+            }
             let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(me);
             grants.leads(leads.then_some(metrics.current_term), clock.now());
             show(&metrics, me);

@@ -213,12 +213,7 @@ async fn belong(
 }
 
 /// The path of a request, with all it needs.
-async fn gateway(
-    loaded: &Loaded,
-    gate: Gate,
-    supervisor: &Supervisor,
-    tasks: &Tasks,
-) -> Result<Gateway, StartError> {
+async fn gateway(loaded: &Loaded, gate: Gate, supervisor: &Supervisor, tasks: &Tasks) -> Result<Gateway, StartError> {
     let Config { node, limits, queue, cache, .. } = &loaded.config;
     let now = clock::now();
     let mut fingerprint_key = [0; 32];

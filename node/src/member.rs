@@ -123,7 +123,9 @@ impl Phase {
         match self {
             Self::Looking(what) => Some(what.clone()),
             Self::Joining => Some("to be admitted by the cluster's leader".to_owned()),
-            Self::Starting => Some("the cluster to take note of this start; that needs a majority of voters".to_owned()),
+            Self::Starting => {
+                Some("the cluster to take note of this start; that needs a majority of voters".to_owned())
+            }
             Self::Declaring(Some(why)) => Some(why.clone()),
             Self::Declaring(None) => Some("what the configuration file declares to be in force".to_owned()),
             Self::Member => None,
@@ -229,8 +231,7 @@ impl Member {
         let introduction = introduction(&config, me, sockets.as_ref());
         let bootstrap = Bootstrap::open(introduction.clone(), data.cells())?;
         let trail = Arc::new(data.open_trail()?);
-        let watching =
-            Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
+        let watching = Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
         let timing = timing(&config);
         let (published, publishes) = watch::channel(0);
         let consensus = Consensus::start(Ground {
@@ -404,23 +405,33 @@ impl Member {
         Ok(founder)
     }
 
+    /// What its own log says of it may be of before it was removed: only who leads now knows, so it asks at every start,
+    /// unless it is the one.
     async fn become_member(&self) {
         self.enter(Phase::Joining);
+        tokio::select! {
+            () = self.0.consensus.leads_for_sure() => {}
+            () = self.admitted() => {}
+        }
+        let me = self.0.introduction.me;
         let mut metrics = self.0.consensus.metrics();
+        let belongs = metrics.wait_for(|metrics| {
+            metrics.current_leader.is_some() && metrics.membership_config.nodes().any(|(node, _place)| *node == me)
+        });
+        // An error means that consensus has ended, and this node with it.
+        let _ended = belongs.await.is_err();
+    }
+
+    async fn admitted(&self) {
         loop {
-            if self.0.consensus.is_member() && self.0.consensus.leader().is_some() {
-                return;
-            }
             for address in self.doors() {
                 let place = self.0.introduction.place.clone();
                 match self.0.consensus.knock(&address, place, KNOCK_WITHIN).await {
-                    Ok(()) => break,
+                    Ok(()) => return,
                     Err(error) => tracing::debug!(address, error = describe(&error), "not admitted yet"),
                 }
             }
-            let known = metrics.wait_for(|metrics| metrics.current_leader.is_some());
-            // Nothing follows from the time being over but another round.
-            let _late = tokio::time::timeout(PAUSE * 5, known).await.is_err();
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -571,10 +582,8 @@ fn node_key(data: &DataDir) -> Result<NodeKey, MemberError> {
 fn trust(loaded: &Loaded, key: &NodeKey) -> Result<Trust, MemberError> {
     let cluster = &loaded.config.cluster;
     let texts = cluster.all_secrets().filter_map(|reference| loaded.secrets.get(reference));
-    let secrets: Vec<ClusterSecret> = texts
-        .map(|text| ClusterSecret::parse(text.reveal()))
-        .collect::<Result<_, _>>()
-        .map_err(MemberError::Secret)?;
+    let secrets: Vec<ClusterSecret> =
+        texts.map(|text| ClusterSecret::parse(text.reveal())).collect::<Result<_, _>>().map_err(MemberError::Secret)?;
     let Some(tls) = &cluster.tls else {
         return Trust::new(&secrets, key).map_err(MemberError::Trust);
     };

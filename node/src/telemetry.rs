@@ -170,7 +170,7 @@ impl Telemetry {
 }
 
 /// Libraries that are heard only when the level names them.
-const QUIET: &str = "openraft=error,chitchat=error,sled=error,h2=warn,hyper=warn";
+const QUIET: &str = "openraft=off,chitchat=error,sled=error,h2=warn,hyper=warn";
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     // What these libraries find worth a line says nothing to an operator; what matters of it, the rooms say themselves.

@@ -13,8 +13,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use crate::{DEADLINE, in_time, in_time_of};
 use crate::sse::{Decoder, Event};
+use crate::{DEADLINE, in_time, in_time_of};
 
 /// Speaks to one address. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
@@ -126,7 +126,8 @@ impl Client {
     pub async fn try_send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<Reply, String> {
         let response = self.head(method, path, body.into()).await?;
         let (head, body) = response.into_parts();
-        let body = in_time_of(self.deadline, "the whole answer", body.collect()).await.map_err(|error| error.to_string())?;
+        let body =
+            in_time_of(self.deadline, "the whole answer", body.collect()).await.map_err(|error| error.to_string())?;
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() })
     }
 

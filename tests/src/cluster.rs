@@ -139,7 +139,14 @@ impl Plan {
     fn member(&self, name: &str, address: IpAddr) -> Member {
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder).expect("a folder to write to");
-        Member { name: name.to_owned(), address, process: None, environment: Vec::new(), printed: String::new(), folder }
+        Member {
+            name: name.to_owned(),
+            address,
+            process: None,
+            environment: Vec::new(),
+            printed: String::new(),
+            folder,
+        }
     }
 
     /// The whole file of one node.

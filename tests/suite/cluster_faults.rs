@@ -95,7 +95,10 @@ async fn without_a_majority_changes_are_refused_and_requests_served_until_stale(
         assert!(!member.is_ready().await);
     });
     let refused = change.unwrap_err();
-    assert!(matches!((refused.status, refused.code.as_str()), (503, "cluster_unavailable") | (504, "uncertain")), "{refused:?}");
+    assert!(
+        matches!((refused.status, refused.code.as_str()), (503, "cluster_unavailable") | (504, "uncertain")),
+        "{refused:?}"
+    );
     let refused = operator.try_create_key("refused-at-once").await.unwrap_err();
     assert_eq!((refused.status, refused.code.as_str()), (503, "cluster_unavailable"), "{refused:?}");
 

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use cluster::clock;
 use cluster::consensus::{Accepted, ChangeError as MemberChangeError, ChangeMember, ProposeError};
 use cluster::directory::kind::Kind;
-use cluster::directory::provider::ProviderSpec;
 use cluster::directory::problems::Problems;
+use cluster::directory::provider::ProviderSpec;
 use cluster::id::NodeId;
 use cluster::peer::{Caller, Handler, Lane, Refusal as PeerRefusal, Service};
 use cluster::register::{self, Act, AuditRecord, Author, Policy, Reply, validate};
@@ -134,11 +134,9 @@ impl MemberControl {
 
     /// The change as a command, once it was checked against everything there is.
     fn checked(&self, change: &Change) -> Result<Act, ChangeError> {
-        let check_provider = |name: &str, spec: &ProviderSpec, problems: &mut Problems| check_kind(name, spec, problems);
-        let policy = Policy {
-            allow_private_providers: self.allow_private_providers,
-            check_provider: &check_provider,
-        };
+        let check_provider =
+            |name: &str, spec: &ProviderSpec, problems: &mut Problems| check_kind(name, spec, problems);
+        let policy = Policy { allow_private_providers: self.allow_private_providers, check_provider: &check_provider };
         let consensus = self.member.consensus();
         match change {
             Change::Put { kind, name, spec, expected } => {
@@ -207,8 +205,7 @@ impl MemberControl {
             self.member.0.leave.notify_one();
             return Ok(());
         }
-        let called =
-            self.member.0.transport.call(node, Lane::Bodies, Service::DRAIN, Bytes::new(), DRAIN_WITHIN).await;
+        let called = self.member.0.transport.call(node, Lane::Bodies, Service::DRAIN, Bytes::new(), DRAIN_WITHIN).await;
         called.map(drop).map_err(|error| ChangeError::Unavailable {
             reason: format!("the node has no vote any more, but could not be told to leave: {error}"),
             retry_after: RETRY_AFTER,

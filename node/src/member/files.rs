@@ -33,7 +33,9 @@ pub enum FileOutcome {
 pub enum FileError {
     #[error("the file and what the cluster holds do not go together: {0}")]
     Problems(Problems),
-    #[error("the file has `resources_revision: {revision}` as the cluster, but `{differs}` differs; give the changed file a higher revision")]
+    #[error(
+        "the file has `resources_revision: {revision}` as the cluster, but `{differs}` differs; give the changed file a higher revision"
+    )]
     Conflict { revision: u64, differs: String },
     #[error("the register refuses the file")]
     Refused(#[source] Refusal),

@@ -55,8 +55,7 @@ impl Publisher {
             let applied = progress.borrow_and_update().applied;
             if let Some(index) = applied {
                 let next = Arc::new(self.member.0.consensus.read(|register| register.directory(known.as_deref())));
-                let same_shape =
-                    known.as_ref().is_some_and(|known| Arc::ptr_eq(known.shape(), next.shape()));
+                let same_shape = known.as_ref().is_some_and(|known| Arc::ptr_eq(known.shape(), next.shape()));
                 if !same_shape || anew {
                     self.connect(&next).await;
                 }
@@ -91,7 +90,11 @@ impl Publisher {
         while let Err(errors) = self.gateway.providers.reload(&providers, &secrets) {
             let before = providers.len();
             for failed in &errors {
-                error!(provider = failed.provider(), error = describe(failed), "a provider cannot be used from this node");
+                error!(
+                    provider = failed.provider(),
+                    error = describe(failed),
+                    "a provider cannot be used from this node"
+                );
             }
             providers.retain(|provider| errors.iter().all(|failed| failed.provider() != &*provider.name));
             if providers.len() == before {

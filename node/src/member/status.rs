@@ -47,7 +47,8 @@ fn role(metrics: &Metrics, me: NodeId, at_home: bool) -> ClusterRole {
 
 /// What it is called, or its id where nobody has said.
 fn name_of(inner: &Inner, node: NodeId) -> String {
-    let registered = inner.consensus.read(|register| register.members().get(node).map(|member| member.info.name.clone()));
+    let registered =
+        inner.consensus.read(|register| register.members().get(node).map(|member| member.info.name.clone()));
     registered.unwrap_or_else(|| node.to_string())
 }
 
