@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ServerState;
+use openraft::error::Fatal;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,7 +30,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -328,7 +329,7 @@ impl Consensus {
             };
             match &outcome {
                 Ok(Ok(accepted)) => return Ok(accepted.clone()),
-                Ok(Err(NotProposed::Deposed { .. })) => handed_on = true,
+                Ok(Err(NotProposed::Deposed { .. } | NotProposed::Undecided)) => handed_on = true,
                 Err(Unanswered::Call(error)) => handed_on |= error.may_have_arrived(),
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -438,6 +439,21 @@ impl Consensus {
                 tokio::time::sleep_until(started + round).await;
             } else {
                 tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Returns when Raft has ended on this node although nobody stopped it, and says why: there was no room for its log,
+    /// for one. The node can follow its cluster no longer, and must start again.
+    pub async fn ended(&self) -> String {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let fatal = metrics.borrow_and_update().running_state.clone().err();
+            match fatal {
+                Some(Fatal::Stopped) => return std::future::pending().await,
+                Some(fatal) => return fatal.to_string(),
+                None if metrics.changed().await.is_err() => return std::future::pending().await,
+                None => {}
             }
         }
     }
@@ -565,12 +581,6 @@ async fn follow_leadership(me: NodeId, mut raft: watch::Receiver<Metrics>, grant
     loop {
         let now = {
             let metrics = raft.borrow_and_update();
-            match &metrics.running_state {
-                Ok(()) | Err(openraft::error::Fatal::Stopped) => {}
-                Err(fatal) => {
-                    error!(%fatal, "consensus has ended on this node; it serves until it is stale, and must be restarted")
-                }
-            }
             let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(me);
             grants.leads(leads.then_some(metrics.current_term), clock.now());
             show(&metrics, me);

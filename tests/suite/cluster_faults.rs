@@ -266,7 +266,7 @@ async fn audited(operator: &Operator) -> BTreeMap<String, usize> {
 /// of a key of his own that it was there already. `LEA_LONG=1` makes ten thousand keys.
 #[tokio::test]
 async fn keys_made_through_a_follower_while_the_leader_dies_exist_exactly_once() {
-    const WORKERS: usize = 8;
+    const WORKERS: usize = 16;
     let total = if std::env::var_os("LEA_LONG").is_some() { 10_000 } else { 2_000 };
     let (_provider, mut cluster) = three().await;
     let leader = cluster.leader().await;
