@@ -332,23 +332,23 @@ impl TestCluster {
         let member = self.members.iter().find(|member| member.name == name).expect("a node of that name");
         let is_seed = self.plan.seeds.iter().any(|(seed, _)| seed == name);
         let found_by = if is_seed { self.plan.seeds() } else { self.join() };
-        self.write_file(member, &self.plan.file(member, common, &found_by));
+        Self::write_file(member, &self.plan.file(member, common, &found_by));
     }
 
     /// Gives one node a file in which `cluster` says how others are found: `seeds: {…}` or `join: […]`.
     pub fn write_found_by(&self, number: usize, found_by: &str) {
         let member = &self.members[number];
-        self.write_file(member, &self.plan.file(member, &self.plan.config, found_by));
+        Self::write_file(member, &self.plan.file(member, &self.plan.config, found_by));
     }
 
     /// The text of a node's file, changed.
     pub fn edit_file(&self, number: usize, edit: impl FnOnce(String) -> String) {
         let member = &self.members[number];
         let text = std::fs::read_to_string(member.config_path()).expect("a file");
-        self.write_file(member, &edit(text));
+        Self::write_file(member, &edit(text));
     }
 
-    fn write_file(&self, member: &Member, text: &str) {
+    fn write_file(member: &Member, text: &str) {
         let next = member.folder.join("config.yaml.next");
         std::fs::write(&next, text).expect("a folder to write to");
         std::fs::rename(next, member.config_path()).expect("a folder to write to");
