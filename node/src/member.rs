@@ -185,12 +185,16 @@ struct Watching(Arc<Watched>);
 
 struct Watched {
     me: NodeId,
+    standing: Arc<Standing>,
     incarnation: AtomicU64,
     gateway: OnceLock<Arc<Gateway>>,
 }
 
 impl Observer for Watching {
     fn applied(&self, _index: u64, register: &Register) {
+        for (node, member) in register.members().iter() {
+            self.0.standing.lives(node, member.incarnation);
+        }
         let own = self.0.incarnation.load(Ordering::Acquire);
         let known = register.members().get(self.0.me).map_or(0, |member| member.incarnation.get());
         if own != 0 && known > own {

@@ -2,6 +2,8 @@
 //!
 //! What the files beside this one share is here too: three nodes that decide fast, and questions to all of them.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers end the test where something failed")]
+
 use std::io::Write as _;
 use std::net::{TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -154,6 +156,25 @@ async fn a_fourth_node_joins_drains_when_told_and_is_removed() {
 
     cluster.start_ready(fourth).await;
     eventually("who returns with its data is admitted again", async || operator.members().await.len() == 4).await;
+}
+
+/// Whoever starts again does not leave any more, whatever was asked of its life before.
+#[tokio::test]
+async fn a_drained_voter_that_starts_again_votes_again() {
+    let (_provider, mut cluster) = three().await;
+    let leader = cluster.leader().await;
+    let drained = (leader + 1) % 3;
+    let name = cluster[drained].name.clone();
+    let operator = cluster.operator(leader).await;
+    let votes =
+        async || operator.members().await.iter().any(|one| one["name"] == name.as_str() && one["voter"] == true);
+
+    operator.post(&format!("/admin/v1/members/{name}/drain"), &Value::Null).await;
+    assert!(cluster.gone(drained).await.success());
+    assert!(!votes().await, "who leaves gives its vote back first");
+
+    cluster.start_ready(drained).await;
+    eventually_within(LONG, "it votes again", votes).await;
 }
 
 /// A revision travels with whoever has it first; who has an older one uses the newer.
@@ -356,7 +377,7 @@ async fn garbage_and_replayed_datagrams_change_nothing_and_are_counted() {
     for round in 0..20_u8 {
         let before = counted().await;
         let noise: Vec<u8> = (0..=255_u8).map(|byte| byte.wrapping_mul(31).wrapping_add(round)).collect();
-        socket.send_to(&noise[..usize::from(round) * 12 + 1], cluster[0].gossip_address()).unwrap();
+        socket.send_to(&noise[..=usize::from(round) * 12], cluster[0].gossip_address()).unwrap();
         for datagram in &recorded {
             socket.send_to(datagram, cluster[0].gossip_address()).unwrap();
         }

@@ -3,6 +3,8 @@
 //! The faults are real: a small file system, and system calls that `strace` makes fail or wait. Where the machine does
 //! not let tests do that, they say so.
 
+#![expect(clippy::unwrap_used, reason = "helpers end the test where something failed")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,7 +69,7 @@ impl Injected {
 }
 
 /// Whether this machine lets one process trace another; says so for `test` where not.
-async fn can_inject(test: &str) -> bool {
+fn can_inject(test: &str) -> bool {
     let mut tried = Command::new("strace");
     tried.args(["-f", "-o", "/dev/null", "-e", "inject=fdatasync:error=EIO", "true"]);
     let why = match tried.output() {
@@ -170,7 +172,7 @@ async fn a_follower_on_a_full_disk_ends_and_starts_again_when_there_is_room() {
 /// What may not be on the disk is not acknowledged: the process ends at once, and starts again from what is there.
 #[tokio::test]
 async fn a_failing_fsync_ends_the_process_and_it_starts_again_clean() {
-    if !can_inject("cluster_disk::a_failing_fsync_ends_the_process_and_it_starts_again_clean").await {
+    if !can_inject("cluster_disk::a_failing_fsync_ends_the_process_and_it_starts_again_clean") {
         return;
     }
     let (_provider, mut cluster) = three().await;
@@ -202,7 +204,7 @@ async fn a_failing_fsync_ends_the_process_and_it_starts_again_clean() {
 /// A disk that takes its time makes changes slow, not requests, and loses nothing.
 #[tokio::test]
 async fn a_slow_disk_slows_changes_and_not_requests() {
-    if !can_inject("cluster_disk::a_slow_disk_slows_changes_and_not_requests").await {
+    if !can_inject("cluster_disk::a_slow_disk_slows_changes_and_not_requests") {
         return;
     }
     let (_provider, cluster) = three().await;

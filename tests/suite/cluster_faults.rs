@@ -1,6 +1,8 @@
 //! Nodes die, stop and come back, and what the cluster promised holds: no acknowledged change is lost (P-DURABLE), and
 //! what was taken away stays so once the call that took it has returned (P-REVOKE).
 
+#![expect(clippy::unwrap_used, reason = "helpers end the test where something failed")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

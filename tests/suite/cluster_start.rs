@@ -1,6 +1,8 @@
 //! How nodes come together, and what is refused: one cluster is founded, once, by all its seeds; who does not belong
 //! says why, and what to do.
 
+#![expect(clippy::unwrap_used, reason = "helpers end the test where something failed")]
+
 use harness::{FakeProvider, LONG, TestCluster, binary, copy_folder, eventually, eventually_within, run};
 use serde_json::Value;
 

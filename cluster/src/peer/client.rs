@@ -268,11 +268,17 @@ impl Shared {
             return Err(CallError::Protocol { why });
         }
         self.standing.observe(&frame.header);
+        if let Some(newer) = self.standing.outlived(&frame.header) {
+            return Err(CallError::Broken { why: format!("an earlier life of the node answers; it lives as {newer}") });
+        }
         match frame.kind {
             Kind::Reply => Ok(frame.body),
             Kind::Request => Err(CallError::Protocol { why: "a request came back".to_owned() }),
             Kind::Refusal => {
                 let refusal = frame::from_bytes(&frame.body)?;
+                if let Refusal::OldSelf { newer } = refusal {
+                    self.standing.told_of(newer);
+                }
                 Err(if let Refusal::WrongCluster { cluster, epoch } = refusal {
                     CallError::WrongCluster { cluster, epoch }
                 } else {

@@ -306,7 +306,7 @@ impl Shared {
     }
 
     async fn handle(&self, frame: &Frame, from: SocketAddr) -> Result<Bytes, Refusal> {
-        if let Some(newer) = self.standing.observe(&frame.header) {
+        if let Some(newer) = self.standing.observe(&frame.header).or_else(|| self.standing.outlived(&frame.header)) {
             return Err(Refusal::OldSelf { newer });
         }
         let (policy, handler) = self.handlers.get(frame.service).ok_or(Refusal::NoSuchService)?;
