@@ -348,7 +348,7 @@ impl Consensus {
             };
             match &outcome {
                 Ok(Ok(accepted)) => return Ok(accepted.clone()),
-                Ok(Err(NotProposed::Deposed { .. })) => handed_on = true,
+                Ok(Err(NotProposed::Deposed { .. } | NotProposed::Undecided)) => handed_on = true,
                 Err(Unanswered::Call(error)) => handed_on |= error.may_have_arrived(),
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -465,6 +465,21 @@ impl Consensus {
         }
     }
 
+    /// Returns when Raft has ended on this node although nobody stopped it, and says why: there was no room for its log,
+    /// for one. The node can follow its cluster no longer, and must start again.
+    pub async fn ended(&self) -> String {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let fatal = metrics.borrow_and_update().running_state.clone().err();
+            match fatal {
+                Some(Fatal::Stopped) => return std::future::pending().await,
+                Some(fatal) => return fatal.to_string(),
+                None if metrics.changed().await.is_err() => return std::future::pending().await,
+                None => {}
+            }
+        }
+    }
+
     /// Ends Raft on this node. Its tasks end with the node's.
     pub async fn stop(&self) {
         if self.0.raft.shutdown().await.is_err() {
@@ -472,9 +487,19 @@ impl Consensus {
         }
     }
 
-    /// Whether this node is a member by what it knows itself.
-    pub fn is_member(&self) -> bool {
-        self.0.raft.metrics().borrow().membership_config.nodes().any(|(node, _place)| *node == self.0.me)
+    /// Returns when a quorum confirms that this node leads; after a restart it may think so without.
+    pub async fn leads_for_sure(&self) {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let leads = metrics.wait_for(|metrics| metrics.state == ServerState::Leader);
+            if leads.await.is_err() {
+                return std::future::pending().await;
+            }
+            if self.0.reader.read_index().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Asks whoever lives at `address` to let this node in.

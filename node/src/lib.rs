@@ -177,7 +177,10 @@ impl Service for Node {
     }
 
     async fn failed(&self) -> String {
-        self.supervisor.failed().await.to_string()
+        tokio::select! {
+            failed = self.supervisor.failed() => failed.to_string(),
+            why = self.member.consensus().ended() => format!("consensus ended: {why}"),
+        }
     }
 
     /// Requests first, then what they live on. Operators can look until the end.

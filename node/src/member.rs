@@ -395,23 +395,33 @@ impl Member {
         Ok(founder)
     }
 
+    /// What its own log says of it may be of before it was removed: only who leads now knows, so it asks at every start,
+    /// unless it is the one.
     async fn become_member(&self) {
         self.enter(Phase::Joining);
+        tokio::select! {
+            () = self.0.consensus.leads_for_sure() => {}
+            () = self.admitted() => {}
+        }
+        let me = self.0.introduction.me;
         let mut metrics = self.0.consensus.metrics();
+        let belongs = metrics.wait_for(|metrics| {
+            metrics.current_leader.is_some() && metrics.membership_config.nodes().any(|(node, _place)| *node == me)
+        });
+        // An error means that consensus has ended, and this node with it.
+        let _ended = belongs.await.is_err();
+    }
+
+    async fn admitted(&self) {
         loop {
-            if self.0.consensus.is_member() && self.0.consensus.leader().is_some() {
-                return;
-            }
             for address in self.doors() {
                 let place = self.0.introduction.place.clone();
                 match self.0.consensus.knock(&address, place, KNOCK_WITHIN).await {
-                    Ok(()) => break,
+                    Ok(()) => return,
                     Err(error) => tracing::debug!(address, error = describe(&error), "not admitted yet"),
                 }
             }
-            let known = metrics.wait_for(|metrics| metrics.current_leader.is_some());
-            // Nothing follows from the time being over but another round.
-            let _late = tokio::time::timeout(PAUSE * 5, known).await.is_err();
+            tokio::time::sleep(PAUSE).await;
         }
     }
 

@@ -12,8 +12,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::Process;
-use crate::{Client, FakeProvider, LONG, Metrics, TestNetwork, eventually_some_within, eventually_within, random, run};
+use crate::process::{Finished, Process};
+use crate::{
+    Client, FakeProvider, LONG, Metrics, Operator, TestNetwork, eventually_some_within, eventually_within, random, run,
+};
 
 const API: u16 = 8080;
 const ADMIN: u16 = 8081;
@@ -48,6 +50,7 @@ pub struct Member {
     pub name: String,
     address: IpAddr,
     process: Option<Process>,
+    environment: Vec<(String, String)>,
     /// What it printed in earlier lives.
     printed: String,
     folder: PathBuf,
@@ -147,7 +150,14 @@ impl Plan {
     fn member(&self, name: &str, address: IpAddr) -> Member {
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder).expect("a folder to write to");
-        Member { name: name.to_owned(), address, process: None, printed: String::new(), folder }
+        Member {
+            name: name.to_owned(),
+            address,
+            process: None,
+            environment: Vec::new(),
+            printed: String::new(),
+            folder,
+        }
     }
 
     /// The whole file of one node.
@@ -235,6 +245,31 @@ impl Member {
     pub async fn status(&self) -> Option<Value> {
         let reply = self.operators().try_send(http::Method::GET, "/status", "").await.ok()?;
         (reply.status == 200).then(|| reply.json())
+    }
+
+    /// What `/readyz` says is missing, check by check; empty for a node that does not answer, or misses nothing.
+    pub async fn waits_for(&self) -> String {
+        let reply = self.operators().try_send(http::Method::GET, "/readyz", "").await;
+        let Some(reply) = reply.ok().filter(|reply| reply.status != 200) else { return String::new() };
+        let checks = reply.json()["checks"].as_array().cloned().unwrap_or_default();
+        let missing = checks.iter().filter(|check| check["ok"] == false);
+        missing.filter_map(|check| check["detail"].as_str().map(ToOwned::to_owned)).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Waits until `/readyz` says that each of `words` is missing.
+    pub async fn says(&self, words: &[&str]) {
+        let mut last = String::new();
+        let said = async || {
+            last = self.waits_for().await;
+            words.iter().all(|word| last.contains(word))
+        };
+        let name = &self.name;
+        eventually_within(LONG, &format!("{name} says in /readyz: {words:?}"), said).await;
+    }
+
+    /// The cluster it belongs to, if it answers and belongs to one.
+    pub async fn cluster_id(&self) -> Option<String> {
+        self.status().await?["cluster"]["cluster"].as_str().map(ToOwned::to_owned)
     }
 
     pub async fn is_ready(&self) -> bool {
@@ -373,8 +408,33 @@ impl TestCluster {
         let member = &mut self.members[number];
         command.arg("run").arg("--config").arg(member.config_path()).args(arguments);
         command.envs(self.plan.environment.iter().cloned()).current_dir(&member.folder);
+        command.envs(member.environment.iter().cloned());
         member.retire();
         member.process = Some(Process::spawn(command));
+    }
+
+    /// One node's environment from its next start on, beside what all have.
+    pub fn set_env(&mut self, number: usize, name: &str, value: &str) {
+        self.members[number].environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Another process with the file of a node that may run. To be waited for.
+    pub async fn run_beside(&self, number: usize, arguments: &[&str]) -> Finished {
+        let path = self.members[number].config_path().display().to_string();
+        run(&self.plan.binary, &[&["run", "--config", &path], arguments].concat(), &[]).await
+    }
+
+    /// Gives a later node the seeds' place in the files written from now on: a cluster that was founded differently.
+    pub fn set_seeds(&mut self, numbers: &[usize]) {
+        let seed = |number: &usize| (self.members[*number].name.clone(), self.members[*number].address);
+        self.plan.seeds = numbers.iter().map(seed).collect();
+    }
+
+    /// `seeds: {…}` of some of the nodes, as [`TestCluster::write_found_by`] takes it.
+    pub fn seeds_of(&self, numbers: &[usize]) -> String {
+        let seeds: Vec<_> = numbers.iter().map(|number| &self.members[*number]).collect();
+        let seeds: Vec<_> = seeds.iter().map(|seed| format!("{}: \"{}\"", seed.name, seed.peer_address())).collect();
+        format!("seeds: {{ {} }}", seeds.join(", "))
     }
 
     /// Waits until the node serves.
@@ -436,6 +496,19 @@ impl TestCluster {
         .await
         .trim()
         .to_owned()
+    }
+
+    /// The operator of the cluster, at one of its nodes. Waits until that node knows the operator's key.
+    pub async fn operator(&self, number: usize) -> Operator {
+        let operator = self.operator_now(number).await;
+        let name = &self.members[number].name;
+        eventually_within(LONG, &format!("{name} knows the first admin key"), async || operator.is_known().await).await;
+        operator
+    }
+
+    /// The same without waiting: for nodes that cannot know, or do not answer.
+    pub async fn operator_now(&self, number: usize) -> Operator {
+        Operator::new(self.members[number].admin(&self.admin_key().await))
     }
 
     /// Which node leads, by what a running node says. Waits until one does.

@@ -26,6 +26,7 @@ mod failure;
 mod metrics;
 mod network;
 mod node;
+mod operator;
 mod process;
 mod provider;
 mod raw;
@@ -42,6 +43,7 @@ pub use failure::{Api, Told};
 pub use metrics::Metrics;
 pub use network::TestNetwork;
 pub use node::{TestNode, TestNodeBuilder};
+pub use operator::{Operator, Refused};
 pub use process::{Finished, Process, run};
 pub use provider::{Bill, Charge, FakeProvider, FakeProviderBuilder, Seen, Sum};
 pub use raw::{Afterwards, RawConnection, RawProvider};
@@ -104,5 +106,9 @@ fn random() -> u64 {
 
 /// The result of `future`, or the end of the test after [`DEADLINE`].
 async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_elapsed| panic!("not within {DEADLINE:?}: {what}"))
+    in_time_of(DEADLINE, what, future).await
+}
+
+async fn in_time_of<T>(within: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(within, future).await.unwrap_or_else(|_elapsed| panic!("not within {within:?}: {what}"))
 }
