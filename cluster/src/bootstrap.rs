@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ use crate::peer::{CallError, Caller, Handler, Refusal, Service, Transport};
 
 /// One question to another node.
 const ASK_MAX: Duration = Duration::from_secs(2);
+
+/// Addresses of which is told what came of asking there.
+const TOLD_MAX: usize = 3;
 
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -124,6 +128,7 @@ impl Bootstrap {
     /// Looks until a cluster is found, or may be founded. `say` is told what is waited for, whenever that changes.
     pub async fn find(&self, transport: &dyn Transport, say: impl Fn(&str)) -> Result<Found, BootstrapError> {
         if let Some(home) = self.home() {
+            self.not_sent_elsewhere(home, transport, say).await;
             return Ok(self.again(home));
         }
         if self.introduction.seeds.is_empty() && self.introduction.join.is_empty() {
@@ -139,6 +144,44 @@ impl Bootstrap {
                 say(&missing);
                 said = missing;
             }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Waits as long as the addresses in the file lead to another cluster and to no node of this one: then whoever wrote
+    /// the file wants this node to be somewhere else, and would take one that serves for a member there. Who answers
+    /// nothing keeps nobody: this cluster may be about to start as a whole.
+    async fn not_sent_elsewhere(&self, home: Home, transport: &dyn Transport, say: impl Fn(&str)) {
+        let addresses = self.addresses();
+        let mut said = String::new();
+        loop {
+            let mut asked: FuturesUnordered<_> = addresses
+                .iter()
+                .map(|(_name, address)| async move {
+                    (address, ask::<_, Hello>(transport, address, Service::HELLO, &()).await)
+                })
+                .collect();
+            let mut elsewhere = None;
+            while let Some((address, answer)) = asked.next().await {
+                let other = answer.ok().and_then(|(_node, hello)| Some((hello.name, hello.home?.cluster)));
+                match other {
+                    Some((_name, cluster)) if cluster == home.cluster => return,
+                    Some((name, cluster)) => elsewhere = Some((name, address, cluster)),
+                    None => {}
+                }
+            }
+            let Some((name, address, cluster)) = elsewhere else { return };
+            let waits = format!(
+                "the data directory of this node belongs to cluster {}, and `{name}` at {address} belongs to {cluster}; to \
+                 join that one, start this node with an empty data directory; to stay, correct `cluster.seeds` and \
+                 `cluster.join`",
+                home.cluster
+            );
+            if waits != said {
+                say(&waits);
+                said = waits;
+            }
+            drop(asked);
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -190,10 +233,7 @@ impl Bootstrap {
                 self.found(transport, seeds, &addresses, &answers).await
             }
             Some(founder) => Ok(Round::Waits(waits_for(founder, &addresses, &answers))),
-            None => Ok(Round::Waits(format!(
-                "no node at {} knows a cluster yet",
-                addresses.iter().map(|(_name, address)| address.as_str()).collect::<Vec<_>>().join(", ")
-            ))),
+            None => Ok(Round::Waits(nobody_knows(&addresses, &answers))),
         }
     }
 
@@ -389,6 +429,21 @@ fn waits_for(founder: &str, addresses: &[(String, String)], answers: &[Result<(N
         Some((_, Ok(_))) => format!("`{founder}`, the first of the seeds, has not initialised yet"),
         None => format!("`{founder}`, the first of the seeds, initialises"),
     }
+}
+
+/// With what each of the first few said: a wrong secret, a wrong address and a cluster that is not there yet look alike
+/// from afar.
+fn nobody_knows(addresses: &[(String, String)], answers: &[Result<(NodeId, Hello), CallError>]) -> String {
+    let told = addresses.iter().zip(answers).take(TOLD_MAX).map(|((_name, address), answer)| match answer {
+        Ok((_node, hello)) => format!("`{}` at {address} knows none", hello.name),
+        Err(error) => format!("at {address}: {error}"),
+    });
+    let mut told: Vec<String> = told.collect();
+    let more = addresses.len().saturating_sub(TOLD_MAX);
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    format!("no node that is asked knows a cluster yet: {}", told.join("; "))
 }
 
 fn new_cluster() -> Result<ClusterId, BootstrapError> {

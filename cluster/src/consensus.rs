@@ -3,6 +3,8 @@
 //! [`Consensus`] is what the rest of the node holds. Any node can propose and read; who does not lead asks the leader.
 //! Everything that may be asked twice is: commands carry a token, so the second time changes nothing.
 
+#![expect(clippy::result_large_err, reason = "openraft's errors are as large as they are, and rare")]
+
 pub mod controller;
 mod log_store;
 pub mod metrics;
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ServerState;
+use openraft::error::Fatal;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,7 +32,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -121,7 +124,7 @@ pub enum StartError {
     #[error("the replicated state cannot be read back")]
     State(#[source] types::StorageError),
     #[error("consensus cannot start from this data directory")]
-    Raft(#[source] openraft::error::Fatal<NodeId>),
+    Raft(#[source] Fatal<NodeId>),
     #[error("the timing of elections is unusable")]
     Timing(#[source] openraft::ConfigError),
 }
@@ -239,8 +242,12 @@ impl Consensus {
     }
 
     /// Makes the cluster, with these voters. To be called by exactly one node of them, once; again changes nothing.
-    pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), openraft::error::Fatal<NodeId>> {
+    pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), Fatal<NodeId>> {
         use openraft::error::{InitializeError, RaftError};
+        // Asked first: to be refused is an error in openraft's log, and a founder asks at each of its starts.
+        if self.0.raft.is_initialized().await? {
+            return Ok(());
+        }
         match self.0.raft.initialize(voters).await {
             // Not allowed: the log is not empty, so this was done before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_) | InitializeError::NotInMembers(_))) => {
@@ -299,7 +306,16 @@ impl Consensus {
                 self.0.incarnation.send_replace(incarnation);
                 Ok(incarnation)
             }
-            other => Err(StartedError::Refused { reply: format!("{other:?}") }),
+            other @ (Reply::Done
+            | Reply::Put { .. }
+            | Reply::Deleted
+            | Reply::Revoked { .. }
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Unchanged
+            | Reply::Conflict { .. }
+            | Reply::Refused(_)) => Err(StartedError::Refused { reply: format!("{other:?}") }),
         }
     }
 
@@ -319,7 +335,11 @@ impl Consensus {
         loop {
             let leader = self.known_leader(until).await;
             let outcome = match leader {
-                Some(leader) if leader == self.0.me => Ok(self.propose_here(command.clone(), until).await),
+                Some(leader) if leader == self.0.me => {
+                    // A leader without a quorum may wait for ever; who asked does not.
+                    let here = tokio::time::timeout_at(until, self.propose_here(command.clone(), until));
+                    Ok(here.await.unwrap_or(Err(NotProposed::Deposed { leader: None })))
+                }
                 Some(leader) => {
                     let question = (&command, remaining(until));
                     self.call::<_, Result<Accepted, NotProposed>>(leader, Service::PROPOSE, &question, until).await
@@ -328,7 +348,7 @@ impl Consensus {
             };
             match &outcome {
                 Ok(Ok(accepted)) => return Ok(accepted.clone()),
-                Ok(Err(NotProposed::Deposed { .. })) => handed_on = true,
+                Ok(Err(NotProposed::Deposed { .. } | NotProposed::Undecided)) => handed_on = true,
                 Err(Unanswered::Call(error)) => handed_on |= error.may_have_arrived(),
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -380,7 +400,10 @@ impl Consensus {
         let until = Instant::now() + within;
         loop {
             let outcome = match self.known_leader(until).await {
-                Some(leader) if leader == self.0.me => Ok(self.read_here(self.0.me).await),
+                Some(leader) if leader == self.0.me => {
+                    let here = tokio::time::timeout_at(until, self.read_here(self.0.me));
+                    Ok(here.await.unwrap_or(Err(NotRead::NoQuorum)))
+                }
                 Some(leader) => {
                     self.call::<_, Result<Option<u64>, NotRead>>(leader, Service::READ_INDEX, &(), until).await
                 }
@@ -442,6 +465,21 @@ impl Consensus {
         }
     }
 
+    /// Returns when Raft has ended on this node although nobody stopped it, and says why: there was no room for its log,
+    /// for one. The node can follow its cluster no longer, and must start again.
+    pub async fn ended(&self) -> String {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let fatal = metrics.borrow_and_update().running_state.clone().err();
+            match fatal {
+                Some(Fatal::Stopped) => return std::future::pending().await,
+                Some(fatal) => return fatal.to_string(),
+                None if metrics.changed().await.is_err() => return std::future::pending().await,
+                None => {}
+            }
+        }
+    }
+
     /// Ends Raft on this node. Its tasks end with the node's.
     pub async fn stop(&self) {
         if self.0.raft.shutdown().await.is_err() {
@@ -449,9 +487,19 @@ impl Consensus {
         }
     }
 
-    /// Whether this node is a member by what it knows itself.
-    pub fn is_member(&self) -> bool {
-        self.0.raft.metrics().borrow().membership_config.nodes().any(|(node, _place)| *node == self.0.me)
+    /// Returns when a quorum confirms that this node leads; after a restart it may think so without.
+    pub async fn leads_for_sure(&self) {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let leads = metrics.wait_for(|metrics| metrics.state == ServerState::Leader);
+            if leads.await.is_err() {
+                return std::future::pending().await;
+            }
+            if self.0.reader.read_index().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Asks whoever lives at `address` to let this node in.
@@ -565,9 +613,22 @@ async fn follow_leadership(me: NodeId, mut raft: watch::Receiver<Metrics>, grant
             info!(leader = ?now.0.map(|node| node.to_string()), term = now.1, "a leader is known");
             known = Some(now);
         }
-        if raft.changed().await.is_err() {
+        let gone = raft.changed().await.is_err();
+        if gone || raft.borrow().running_state.is_err() {
+            tell_the_end(&raft.borrow().running_state);
             return grants.leads(None, clock.now());
         }
+    }
+}
+
+/// Nothing heals a Raft that has ended by itself: the node goes stale and answers 503 until it is started again.
+fn tell_the_end(state: &Result<(), Fatal<NodeId>>) {
+    match state {
+        Err(Fatal::Stopped) => {}
+        Err(cause @ (Fatal::StorageError(_) | Fatal::Panicked)) => {
+            error!(%cause, "consensus has ended on this node; start it again");
+        }
+        Ok(()) => error!("consensus has ended on this node without a word; start it again"),
     }
 }
 

@@ -7,11 +7,14 @@
 //! ```
 //! A node that is alone goes the same way with nobody to ask, and is its own quorum.
 
+#![expect(clippy::result_large_err, reason = "an error that ends the start is as large as it is, and rare")]
+
 mod control;
 mod files;
 mod first_key;
 mod gossip;
 mod publish;
+mod secrets;
 mod status;
 
 pub use control::MemberControl;
@@ -233,23 +236,10 @@ impl Member {
         let trail = Arc::new(data.open_trail()?);
         let watching = Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
         let timing = timing(&config);
-        let (published, publishes) = watch::channel(0);
-        let consensus = Consensus::start(Ground {
-            me,
-            log: data.open_log(LogOptions { now: Some(clock::now), ..LogOptions::default() })?,
-            cells: data.cells(),
-            kept: Kept {
-                snapshots: data.open_snapshots().map_err(MemberError::Snapshots)?,
-                trail: Some(Arc::clone(&trail)),
-            },
-            transport: Arc::clone(&transport),
-            observer: Box::new(watching.clone()),
-            published: publishes,
-            clock: Clock::Real,
-            timing,
-            tasks: tasks.clone(),
-        })
-        .await?;
+        let (published, in_force) = watch::channel(0);
+        let observer = Box::new(watching.clone());
+        let ground = ground(&data, me, &transport, observer, in_force, timing, &tasks, &trail)?;
+        let consensus = Consensus::start(ground).await?;
         let (peer_listener, gossip_socket) = sockets.map(|sockets| (sockets.peer, sockets.gossip)).unzip();
         let mut inner = Inner {
             consensus,
@@ -405,23 +395,33 @@ impl Member {
         Ok(founder)
     }
 
+    /// What its own log says of it may be of before it was removed: only who leads now knows, so it asks at every start,
+    /// unless it is the one.
     async fn become_member(&self) {
         self.enter(Phase::Joining);
+        tokio::select! {
+            () = self.0.consensus.leads_for_sure() => {}
+            () = self.admitted() => {}
+        }
+        let me = self.0.introduction.me;
         let mut metrics = self.0.consensus.metrics();
+        let belongs = metrics.wait_for(|metrics| {
+            metrics.current_leader.is_some() && metrics.membership_config.nodes().any(|(node, _place)| *node == me)
+        });
+        // An error means that consensus has ended, and this node with it.
+        let _ended = belongs.await.is_err();
+    }
+
+    async fn admitted(&self) {
         loop {
-            if self.0.consensus.is_member() && self.0.consensus.leader().is_some() {
-                return;
-            }
             for address in self.doors() {
                 let place = self.0.introduction.place.clone();
                 match self.0.consensus.knock(&address, place, KNOCK_WITHIN).await {
-                    Ok(()) => break,
+                    Ok(()) => return,
                     Err(error) => tracing::debug!(address, error = describe(&error), "not admitted yet"),
                 }
             }
-            let known = metrics.wait_for(|metrics| metrics.current_leader.is_some());
-            // Nothing follows from the time being over but another round.
-            let _late = tokio::time::timeout(PAUSE * 5, known).await.is_err();
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -556,6 +556,35 @@ async fn open_data(path: Option<PathBuf>, adopt: bool) -> Result<DataDir, Member
         Ok(data) => Ok(data?),
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),
     }
+}
+
+/// What consensus stands on, from this node's data directory.
+#[expect(clippy::too_many_arguments, reason = "each is one field of what is made, and nothing else groups them")]
+fn ground(
+    data: &DataDir,
+    me: NodeId,
+    transport: &Arc<dyn Transport>,
+    observer: Box<dyn Observer>,
+    published: watch::Receiver<u64>,
+    timing: Timing,
+    tasks: &Tasks,
+    trail: &Arc<Trail>,
+) -> Result<Ground, MemberError> {
+    Ok(Ground {
+        me,
+        log: data.open_log(LogOptions { now: Some(clock::now), ..LogOptions::default() })?,
+        cells: data.cells(),
+        kept: Kept {
+            snapshots: data.open_snapshots().map_err(MemberError::Snapshots)?,
+            trail: Some(Arc::clone(trail)),
+        },
+        transport: Arc::clone(transport),
+        observer,
+        published,
+        clock: Clock::Real,
+        timing,
+        tasks: tasks.clone(),
+    })
 }
 
 /// Made with the directory, and kept as long as it is.

@@ -43,13 +43,7 @@ pub const METRICS: &[Described] = &[
         labels: &[],
         help: "`fdatasync`s of the log. Commands for each of them is what group commit gains.",
     },
-    Described {
-        name: LOG_BYTES,
-        kind: Kind::Gauge,
-        unit: Unit::Bytes,
-        labels: &[],
-        help: "Bytes of the log on disk.",
-    },
+    Described { name: LOG_BYTES, kind: Kind::Gauge, unit: Unit::Bytes, labels: &[], help: "Bytes of the log on disk." },
     Described {
         name: LOG_ENTRIES,
         kind: Kind::Gauge,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
@@ -12,14 +13,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use crate::in_time;
 use crate::sse::{Decoder, Event};
+use crate::{DEADLINE, in_time, in_time_of};
 
 /// Speaks to one address. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Client {
     address: SocketAddr,
     headers: HeaderMap,
+    deadline: Duration,
     pool: Pool<HttpConnector, Full<Bytes>>,
 }
 
@@ -53,11 +55,18 @@ impl Client {
 
     fn of(address: SocketAddr, http2: bool) -> Self {
         let pool = Pool::builder(TokioExecutor::new()).http2_only(http2).build_http();
-        Self { address, headers: HeaderMap::new(), pool }
+        Self { address, headers: HeaderMap::new(), deadline: DEADLINE, pool }
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Waits as long as this for the head of an answer, and as long again for the rest of it.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// Sends `name: value` with every request.
@@ -117,7 +126,8 @@ impl Client {
     pub async fn try_send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<Reply, String> {
         let response = self.head(method, path, body.into()).await?;
         let (head, body) = response.into_parts();
-        let body = in_time("the whole answer", body.collect()).await.map_err(|error| error.to_string())?;
+        let body =
+            in_time_of(self.deadline, "the whole answer", body.collect()).await.map_err(|error| error.to_string())?;
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() })
     }
 
@@ -138,7 +148,7 @@ impl Client {
         for (name, value) in &self.headers {
             request.headers_mut().insert(name.clone(), value.clone());
         }
-        in_time("the head of an answer", self.pool.request(request)).await.map_err(|error| {
+        in_time_of(self.deadline, "the head of an answer", self.pool.request(request)).await.map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             format!("{error}: {cause}")
         })

@@ -1,11 +1,9 @@
 //! Several nodes of one cluster, each a process with its own address, configuration and data directory.
 //!
 //! Every node has a loopback address of its own (`127.x.y.z`), so all use the same ports, and two tests at once do not
-//! meet. What is done to a node (killed, paused, started again, its disk wiped) is done as an operator or a fault would.
+//! meet. On a [`TestNetwork`] each has a network namespace instead, and can be cut off. What is done to a node (killed, paused, started again, its disk wiped) is done as an operator or a fault would.
 
-use std::collections::hash_map::RandomState;
 use std::fmt::Write as _;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +12,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::Process;
-use crate::{Client, FakeProvider, Metrics, eventually, eventually_some, run};
+use crate::process::{Finished, Process};
+use crate::{
+    Client, FakeProvider, LONG, Metrics, Operator, TestNetwork, eventually_some_within, eventually_within, random, run,
+};
 
 const API: u16 = 8080;
 const ADMIN: u16 = 8081;
@@ -27,6 +27,8 @@ const GOSSIP: u16 = 7946;
 pub struct TestCluster {
     members: Vec<Member>,
     plan: Plan,
+    /// Goes after the nodes in it. Without one, nodes are on loopback.
+    network: Option<TestNetwork>,
 }
 
 /// What all nodes share.
@@ -48,6 +50,7 @@ pub struct Member {
     pub name: String,
     address: IpAddr,
     process: Option<Process>,
+    environment: Vec<(String, String)>,
     /// What it printed in earlier lives.
     printed: String,
     folder: PathBuf,
@@ -61,9 +64,17 @@ pub struct TestClusterBuilder {
     cluster: String,
     places: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    network: Option<TestNetwork>,
 }
 
 impl TestClusterBuilder {
+    /// Places the nodes on a network of their own.
+    #[must_use]
+    pub fn network(mut self, network: TestNetwork) -> Self {
+        self.network = Some(network);
+        self
+    }
+
     #[must_use]
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
@@ -98,11 +109,12 @@ impl TestClusterBuilder {
     }
 
     /// The nodes with their files, none of them running.
-    pub async fn prepare(self) -> TestCluster {
+    pub async fn prepare(mut self) -> TestCluster {
         let made = run(&self.binary, &["cluster", "new-secret"], &[]).await;
         assert!(made.status.success(), "{}", made.stderr);
         let folder = tempfile::tempdir().expect("a folder");
-        let seeds: Vec<_> = (0..self.nodes).map(|number| (format!("edge-{number}"), free_address())).collect();
+        let seeds: Vec<_> =
+            (0..self.nodes).map(|number| (format!("edge-{number}"), address_on(&mut self.network))).collect();
         let plan = Plan {
             binary: self.binary,
             secret: made.stdout.trim().to_owned(),
@@ -114,7 +126,7 @@ impl TestClusterBuilder {
             folder,
         };
         let members = plan.seeds.iter().map(|(name, address)| plan.member(name, *address)).collect();
-        let cluster = TestCluster { members, plan };
+        let cluster = TestCluster { members, plan, network: self.network };
         for member in &cluster.members {
             cluster.write_config(&member.name, &cluster.plan.config);
         }
@@ -138,7 +150,14 @@ impl Plan {
     fn member(&self, name: &str, address: IpAddr) -> Member {
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder).expect("a folder to write to");
-        Member { name: name.to_owned(), address, process: None, printed: String::new(), folder }
+        Member {
+            name: name.to_owned(),
+            address,
+            process: None,
+            environment: Vec::new(),
+            printed: String::new(),
+            folder,
+        }
     }
 
     /// The whole file of one node.
@@ -228,6 +247,31 @@ impl Member {
         (reply.status == 200).then(|| reply.json())
     }
 
+    /// What `/readyz` says is missing, check by check; empty for a node that does not answer, or misses nothing.
+    pub async fn waits_for(&self) -> String {
+        let reply = self.operators().try_send(http::Method::GET, "/readyz", "").await;
+        let Some(reply) = reply.ok().filter(|reply| reply.status != 200) else { return String::new() };
+        let checks = reply.json()["checks"].as_array().cloned().unwrap_or_default();
+        let missing = checks.iter().filter(|check| check["ok"] == false);
+        missing.filter_map(|check| check["detail"].as_str().map(ToOwned::to_owned)).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Waits until `/readyz` says that each of `words` is missing.
+    pub async fn says(&self, words: &[&str]) {
+        let mut last = String::new();
+        let said = async || {
+            last = self.waits_for().await;
+            words.iter().all(|word| last.contains(word))
+        };
+        let name = &self.name;
+        eventually_within(LONG, &format!("{name} says in /readyz: {words:?}"), said).await;
+    }
+
+    /// The cluster it belongs to, if it answers and belongs to one.
+    pub async fn cluster_id(&self) -> Option<String> {
+        self.status().await?["cluster"]["cluster"].as_str().map(ToOwned::to_owned)
+    }
+
     pub async fn is_ready(&self) -> bool {
         let reply = self.operators().try_send(http::Method::GET, "/readyz", "").await;
         reply.is_ok_and(|reply| reply.status == 200)
@@ -261,6 +305,7 @@ impl TestCluster {
             cluster: String::new(),
             places: Vec::new(),
             environment: Vec::new(),
+            network: None,
         }
     }
 
@@ -286,7 +331,7 @@ impl TestCluster {
 
     /// A node that comes later: it asks the others to be let in. Not running yet.
     pub fn add(&mut self) -> usize {
-        let member = self.plan.member(&format!("edge-{}", self.members.len()), free_address());
+        let member = self.plan.member(&format!("edge-{}", self.members.len()), address_on(&mut self.network));
         self.members.push(member);
         let number = self.members.len() - 1;
         let name = self.members[number].name.clone();
@@ -294,31 +339,55 @@ impl TestCluster {
         number
     }
 
+    /// The network the nodes were placed on: what is cut there, and healed.
+    pub fn network(&self) -> &TestNetwork {
+        self.network.as_ref().expect("a cluster on a network")
+    }
+
+    /// A stopped node has another address when it is started again, and its file says so. The other files do not.
+    pub fn move_node(&mut self, number: usize) {
+        let network = self.network.as_mut().expect("a cluster on a network");
+        self.members[number].address = network.move_node(number);
+        let advertise = self.members[number].peer_address();
+        let found_by = format!("{}, advertise: \"{advertise}\"", self.found_by(number));
+        self.write_found_by(number, &found_by);
+    }
+
+    /// Gives every node a file with the seeds at the addresses they have now.
+    pub fn write_seeds_where_they_are(&mut self) {
+        for (name, address) in &mut self.plan.seeds {
+            let member = self.members.iter().find(|member| member.name == *name).expect("a seed is a node");
+            *address = member.address;
+        }
+        for member in &self.members {
+            self.write_config(&member.name, &self.plan.config);
+        }
+    }
+
     /// Gives one node a file with other resources. A node that runs reads it when it is told to, or by itself.
     pub fn write_config(&self, name: &str, common: &str) {
-        let member = self.members.iter().find(|member| member.name == name).expect("a node of that name");
+        let number = self.members.iter().position(|member| member.name == name).expect("a node of that name");
+        let member = &self.members[number];
+        write_file(member, &self.plan.file(member, common, &self.found_by(number)));
+    }
+
+    fn found_by(&self, number: usize) -> String {
+        let name = &self.members[number].name;
         let is_seed = self.plan.seeds.iter().any(|(seed, _)| seed == name);
-        let found_by = if is_seed { self.plan.seeds() } else { self.join() };
-        self.write_file(member, &self.plan.file(member, common, &found_by));
+        if is_seed { self.plan.seeds() } else { self.join() }
     }
 
     /// Gives one node a file in which `cluster` says how others are found: `seeds: {…}` or `join: […]`.
     pub fn write_found_by(&self, number: usize, found_by: &str) {
         let member = &self.members[number];
-        self.write_file(member, &self.plan.file(member, &self.plan.config, found_by));
+        write_file(member, &self.plan.file(member, &self.plan.config, found_by));
     }
 
     /// The text of a node's file, changed.
     pub fn edit_file(&self, number: usize, edit: impl FnOnce(String) -> String) {
         let member = &self.members[number];
         let text = std::fs::read_to_string(member.config_path()).expect("a file");
-        self.write_file(member, &edit(text));
-    }
-
-    fn write_file(&self, member: &Member, text: &str) {
-        let next = member.folder.join("config.yaml.next");
-        std::fs::write(&next, text).expect("a folder to write to");
-        std::fs::rename(next, member.config_path()).expect("a folder to write to");
+        write_file(member, &edit(text));
     }
 
     fn join(&self) -> String {
@@ -332,17 +401,46 @@ impl TestCluster {
     }
 
     pub fn start_with(&mut self, number: usize, arguments: &[&str]) {
-        let mut command = Command::new(&self.plan.binary);
+        let mut command = match &self.network {
+            Some(network) => network.command(number, &self.plan.binary),
+            None => Command::new(&self.plan.binary),
+        };
         let member = &mut self.members[number];
         command.arg("run").arg("--config").arg(member.config_path()).args(arguments);
         command.envs(self.plan.environment.iter().cloned()).current_dir(&member.folder);
+        command.envs(member.environment.iter().cloned());
         member.retire();
         member.process = Some(Process::spawn(command));
     }
 
+    /// One node's environment from its next start on, beside what all have.
+    pub fn set_env(&mut self, number: usize, name: &str, value: &str) {
+        self.members[number].environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Another process with the file of a node that may run. To be waited for.
+    pub async fn run_beside(&self, number: usize, arguments: &[&str]) -> Finished {
+        let path = self.members[number].config_path().display().to_string();
+        run(&self.plan.binary, &[&["run", "--config", &path], arguments].concat(), &[]).await
+    }
+
+    /// Gives a later node the seeds' place in the files written from now on: a cluster that was founded differently.
+    pub fn set_seeds(&mut self, numbers: &[usize]) {
+        let seed = |number: &usize| (self.members[*number].name.clone(), self.members[*number].address);
+        self.plan.seeds = numbers.iter().map(seed).collect();
+    }
+
+    /// `seeds: {…}` of some of the nodes, as [`TestCluster::write_found_by`] takes it.
+    pub fn seeds_of(&self, numbers: &[usize]) -> String {
+        let seeds: Vec<_> = numbers.iter().map(|number| &self.members[*number]).collect();
+        let seeds: Vec<_> = seeds.iter().map(|seed| format!("{}: \"{}\"", seed.name, seed.peer_address())).collect();
+        format!("seeds: {{ {} }}", seeds.join(", "))
+    }
+
     /// Waits until the node serves.
     pub async fn ready(&self, number: usize) {
-        eventually("the node is ready", async || self.members[number].is_ready().await).await;
+        let name = &self.members[number].name;
+        eventually_within(LONG, &format!("{name} is ready"), async || self.members[number].is_ready().await).await;
     }
 
     /// Starts the process and waits until the node serves.
@@ -392,7 +490,7 @@ impl TestCluster {
 
     /// The key of the admin API that was made with the cluster: one of the nodes has it.
     pub async fn admin_key(&self) -> String {
-        eventually_some("the first admin key is written", async || {
+        eventually_some_within(LONG, "the first admin key is written", async || {
             self.members.iter().find_map(|member| std::fs::read_to_string(member.data_dir().join("admin.key")).ok())
         })
         .await
@@ -400,14 +498,27 @@ impl TestCluster {
         .to_owned()
     }
 
+    /// The operator of the cluster, at one of its nodes. Waits until that node knows the operator's key.
+    pub async fn operator(&self, number: usize) -> Operator {
+        let operator = self.operator_now(number).await;
+        let name = &self.members[number].name;
+        eventually_within(LONG, &format!("{name} knows the first admin key"), async || operator.is_known().await).await;
+        operator
+    }
+
+    /// The same without waiting: for nodes that cannot know, or do not answer.
+    pub async fn operator_now(&self, number: usize) -> Operator {
+        Operator::new(self.members[number].admin(&self.admin_key().await))
+    }
+
     /// Which node leads, by what a running node says. Waits until one does.
     pub async fn leader(&self) -> usize {
-        eventually_some("a leader is known", async || self.leader_now(&[]).await).await
+        eventually_some_within(LONG, "a leader is known", async || self.leader_now(&[]).await).await
     }
 
     /// Which node leads, other than `not`.
     pub async fn leader_but(&self, not: usize) -> usize {
-        eventually_some("another leader is known", async || {
+        eventually_some_within(LONG, "another leader is known", async || {
             self.leader_now(&[not]).await.filter(|leader| *leader != not)
         })
         .await
@@ -445,10 +556,20 @@ impl Member {
     }
 }
 
+fn write_file(member: &Member, text: &str) {
+    let next = member.folder.join("config.yaml.next");
+    std::fs::write(&next, text).expect("a folder to write to");
+    std::fs::rename(next, member.config_path()).expect("a folder to write to");
+}
+
+fn address_on(network: &mut Option<TestNetwork>) -> IpAddr {
+    network.as_mut().map_or_else(free_address, TestNetwork::add)
+}
+
 /// A loopback address on which nobody listens. A hundred tests at once draw from sixteen million.
 fn free_address() -> IpAddr {
     loop {
-        let drawn = RandomState::new().build_hasher().finish().to_be_bytes();
+        let drawn = random().to_be_bytes();
         let address = Ipv4Addr::new(127, drawn[0].max(1), drawn[1], drawn[2].clamp(2, 250));
         let free = |port| TcpListener::bind((address, port)).is_ok();
         if [API, ADMIN, PEER].into_iter().all(free) {

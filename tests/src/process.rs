@@ -93,6 +93,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// As ctrl-C does.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// Asks the process to read its configuration again.
     pub fn hang_up(&self) {
         self.signal(Signal::HUP);

@@ -224,3 +224,27 @@ async fn who_promised_one_joins_no_other_cluster() {
 
     assert!(waits.contains("promised") && waits.contains("forget-promise"), "{waits}");
 }
+
+/// A file that leads to another cluster does not make a node of this one a member there, nor may it look like one.
+#[tokio::test(start_paused = true)]
+async fn a_node_of_another_cluster_waits_and_says_what_to_do() {
+    let net = Net::default();
+    let other = node(5, "x", &[], &cells());
+    let theirs = net.outcome(&other).await.unwrap().home().cluster;
+    let disk = cells();
+    let ours = net.outcome(&node(1, "a", &[], &disk)).await.unwrap().home();
+    net.up("x", &other);
+
+    let sent = node(1, "a", &["a", "x"], &disk);
+    let waits = net.outcome(&sent).await.unwrap_err();
+    assert!(waits.contains(&ours.cluster.to_string()) && waits.contains(&theirs.to_string()), "{waits}");
+    assert!(waits.contains("empty data directory"), "{waits}");
+
+    let fellow = node(2, "b", &[], &cells());
+    fellow.keep_home(ours).await.unwrap();
+    net.up("b", &fellow);
+    let found = net.outcome(&node(1, "a", &["a", "b", "x"], &disk)).await.unwrap();
+    assert_eq!(found.home(), ours, "one of its own is enough");
+    net.down("x");
+    assert!(net.outcome(&sent).await.is_ok(), "nobody there, nothing to be mistaken about");
+}

@@ -171,6 +171,8 @@ impl Work {
     }
 
     async fn admit(&self, view: &View, node: NodeId, place: Place) -> Result<(), NotChanged> {
+        // Who asks has just started: whatever it left for is over.
+        self.heard.lock().draining.remove(&node);
         if view.members.contains_key(&node) {
             return Ok(());
         }

@@ -57,6 +57,9 @@ pub enum NotProposed {
     /// Nothing was proposed.
     #[error("consensus has stopped on this node")]
     Stopped,
+    /// It was proposed, and whether it will be applied is for a majority to say.
+    #[error("no majority has confirmed the command yet")]
+    Undecided,
 }
 
 type Answer = oneshot::Sender<Result<Accepted, NotProposed>>;
@@ -91,8 +94,13 @@ impl Proposer {
             Err(mpsc::error::TrySendError::Full(_)) => return Err(NotProposed::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(NotProposed::Stopped),
         }
-        // Who had it is gone, perhaps after it was proposed.
-        answered.await.unwrap_or(Err(NotProposed::Deposed { leader: None }))
+        match tokio::time::timeout_at(until, answered).await {
+            Ok(Ok(answer)) => answer,
+            // Who had it is gone, perhaps after it was proposed.
+            Ok(Err(_gone)) => Err(NotProposed::Deposed { leader: None }),
+            // A leader that has lost its followers may go on waiting for them for ever.
+            Err(_elapsed) => Err(NotProposed::Undecided),
+        }
     }
 }
 

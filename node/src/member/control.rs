@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use super::Member;
+use super::{Member, secrets};
 use crate::admin::access::{Operator, Scope};
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
@@ -57,12 +57,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct MemberControl {
     member: Member,
     gateway: Arc<Gateway>,
-    allow_private_providers: bool,
 }
 
 impl MemberControl {
-    pub fn new(member: Member, gateway: Arc<Gateway>, allow_private_providers: bool) -> Self {
-        Self { member, gateway, allow_private_providers }
+    pub fn new(member: Member, gateway: Arc<Gateway>) -> Self {
+        Self { member, gateway }
     }
 
     async fn make(&self, change: Change, context: Context) -> Result<Changed, ChangeError> {
@@ -137,9 +136,15 @@ impl MemberControl {
 
     /// The change as a command, once it was checked against everything there is.
     fn checked(&self, change: &Change) -> Result<Act, ChangeError> {
-        let check_provider =
-            |name: &str, spec: &ProviderSpec, problems: &mut Problems| check_kind(name, spec, problems);
-        let policy = Policy { allow_private_providers: self.allow_private_providers, check_provider: &check_provider };
+        let loaded = self.member.0.loaded.load_full();
+        let check_provider = |name: &str, spec: &ProviderSpec, problems: &mut Problems| {
+            check_kind(name, spec, problems);
+            secrets::check(&loaded.config, spec, problems);
+        };
+        let policy = Policy {
+            allow_private_providers: loaded.config.admin.allow_private_providers,
+            check_provider: &check_provider,
+        };
         let consensus = self.member.consensus();
         match change {
             Change::Put { kind, name, spec, expected } => {
@@ -216,11 +221,22 @@ impl MemberControl {
     async fn remove_node(&self, node: String, context: &Context) -> Result<(), ChangeError> {
         let node = self.node_called(&node)?;
         self.change_member(&ChangeMember::Remove { node }).await?;
-        match self.propose(Act::Remove { node }, context).await?.reply {
+        let reply = self.propose(Act::Remove { node }, context).await?.reply;
+        match reply {
             // Removed before, and registered so: nothing is left to do.
             Reply::Done | Reply::Refused(register::Refusal::NotMember { .. }) => Ok(()),
             Reply::Refused(refusal) => Err(refusal.into()),
-            other => Err(ChangeError::Uncertain { reason: format!("the register answered {other:?}") }),
+            Reply::Put { .. }
+            | Reply::Revoked { .. }
+            | Reply::Deleted
+            | Reply::Unchanged
+            | Reply::Incarnation(_)
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Conflict { .. } => {
+                Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") })
+            }
         }
     }
 }
