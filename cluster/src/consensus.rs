@@ -32,7 +32,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -613,22 +613,9 @@ async fn follow_leadership(me: NodeId, mut raft: watch::Receiver<Metrics>, grant
             info!(leader = ?now.0.map(|node| node.to_string()), term = now.1, "a leader is known");
             known = Some(now);
         }
-        let gone = raft.changed().await.is_err();
-        if gone || raft.borrow().running_state.is_err() {
-            tell_the_end(&raft.borrow().running_state);
+        if raft.changed().await.is_err() {
             return grants.leads(None, clock.now());
         }
-    }
-}
-
-/// Nothing heals a Raft that has ended by itself: the node goes stale and answers 503 until it is started again.
-fn tell_the_end(state: &Result<(), Fatal<NodeId>>) {
-    match state {
-        Err(Fatal::Stopped) => {}
-        Err(cause @ (Fatal::StorageError(_) | Fatal::Panicked)) => {
-            error!(%cause, "consensus has ended on this node; start it again");
-        }
-        Ok(()) => error!("consensus has ended on this node without a word; start it again"),
     }
 }
 
