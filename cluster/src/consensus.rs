@@ -32,7 +32,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -401,14 +401,18 @@ impl Consensus {
         loop {
             let outcome = match self.known_leader(until).await {
                 Some(leader) if leader == self.0.me => {
-                    let here = tokio::time::timeout_at(until, self.read_here(self.0.me));
+                    let here = tokio::time::timeout_at(until, self.read_here(self.0.me, self.0.timing.stale_max));
                     Ok(here.await.unwrap_or(Err(NotRead::NoQuorum)))
                 }
                 Some(leader) => {
-                    self.call::<_, Result<Option<u64>, NotRead>>(leader, Service::READ_INDEX, &(), until).await
+                    let question = self.0.timing.stale_max;
+                    self.call::<_, Result<Option<u64>, NotRead>>(leader, Service::READ_INDEX, &question, until).await
                 }
                 None => Err(Unanswered::NoLeader),
             };
+            if let Ok(Err(why @ NotRead::StaleMax { .. })) = &outcome {
+                warn!(%why, "this node is not granted to serve");
+            }
             if let Ok(Ok(index)) = outcome {
                 return Ok(index.unwrap_or_default());
             }

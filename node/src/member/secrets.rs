@@ -18,7 +18,8 @@ pub fn check(config: &Config, spec: &ProviderSpec, problems: &mut Problems) {
     for (path, reference) in single.chain(several) {
         if !is_allowed(config, reference) {
             let place = reference.place();
-            let message = format!("comes from {place}, which `admin.provider_secrets` of this node's file does not name");
+            let message =
+                format!("comes from {place}, which `admin.provider_secrets` of this node's file does not name");
             problems.add(&path, message);
         }
     }

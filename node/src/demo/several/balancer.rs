@@ -1,5 +1,6 @@
 //! A load balancer as stands in front of nodes: it asks the next one that is ready, and when that refuses the
-//! connection, another. A request that was sent is never sent again: it may have cost something.
+//! connection, or says that it is out of touch with its cluster, another. A request that may have got further is never
+//! sent again: it may have cost something.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,7 +38,7 @@ struct Tally {
     answered: AtomicU64,
     /// Requests that were sent to it and not answered.
     cut: AtomicU64,
-    /// Connections it refused; the requests were answered elsewhere.
+    /// Requests it took nothing of: asked of another node instead.
     refused: AtomicU64,
 }
 
@@ -116,6 +117,10 @@ impl Balancer {
         while let Some(node) = self.next(&refused) {
             match self.ask_node(node, KEY, &question).await {
                 Ok(seen) if seen.status == 200 && !seen.text().is_empty() => return Fate::Answered(node),
+                Ok(seen) if seen.status == 503 && seen.code() == "cluster_unavailable" => {
+                    self.tally[node].refused.fetch_add(1, Ordering::Relaxed);
+                    refused[node] = true;
+                }
                 Ok(seen) => return Fate::Failed(format!("node {node} answered {} {}", seen.status, seen.code())),
                 Err(error) if is_refused(&error) => {
                     self.tally[node].refused.fetch_add(1, Ordering::Relaxed);

@@ -184,7 +184,7 @@ fn common(secret: &str, seeds: &str, provider: SocketAddr) -> String {
         "cluster:
   secret: {secret}
   seeds: {{ {seeds} }}
-  stale_max: 5s            # who is cut off for longer serves nothing
+  stale_max: 10s           # who is cut off for longer serves nothing
 resources_revision: 1
 providers:
   openai: {{ base_url: \"http://{provider}/v1\", api_key: sk-simulated-key-of-the-provider }}

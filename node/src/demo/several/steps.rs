@@ -261,7 +261,7 @@ fn requests(nodes: &Nodes, report: &mut Report, killed: &Killed) -> Result<(), A
     let (failed, failures) = balancer.failed();
     let (answered, cut, cut_there) = (balancer.answered(), balancer.cut(), balancer.cut_at(killed.node));
     let name = &nodes.all[killed.node].name;
-    Report::saw(&format!("{answered} answered, {} of them by another node than asked first", balancer.refused()))?;
+    Report::saw(&format!("{answered} answered; {} times a node took none, and another was asked", balancer.refused()))?;
     Report::saw(&format!("{cut_there} in flight on {name} when it was killed: these failed"))?;
     for failure in failures {
         Report::saw(&failure)?;
