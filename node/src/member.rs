@@ -238,7 +238,12 @@ impl Member {
         let introduction = introduction(&config, me, sockets.as_ref());
         let bootstrap = Bootstrap::open(introduction.clone(), data.cells())?;
         let trail = Arc::new(data.open_trail()?);
-        let watching = Watching(Arc::new(Watched { me, incarnation: AtomicU64::new(0), gateway: OnceLock::new() }));
+        let watching = Watching(Arc::new(Watched {
+            me,
+            standing: Arc::clone(&standing),
+            incarnation: AtomicU64::new(0),
+            gateway: OnceLock::new(),
+        }));
         let timing = timing(&config);
         let (published, in_force) = watch::channel(0);
         let observer = Box::new(watching.clone());
