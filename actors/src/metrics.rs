@@ -2,8 +2,6 @@
 //!
 //! A room lists its own in `<room>/metrics.rs`; here they meet, for the exporter and for the generated reference.
 
-use metrics::Unit;
-
 /// Registers help and unit of every metric with the installed recorder. To be called once, after it is installed.
 pub fn describe_all() {
     for described in all() {

@@ -3,6 +3,8 @@
 //! [`Consensus`] is what the rest of the node holds. Any node can propose and read; who does not lead asks the leader.
 //! Everything that may be asked twice is: commands carry a token, so the second time changes nothing.
 
+#![expect(clippy::result_large_err, reason = "openraft's errors are as large as they are, and rare")]
+
 pub mod controller;
 mod log_store;
 pub mod metrics;
@@ -30,7 +32,7 @@ use storage::cell::Cells;
 use storage::log::Log;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub use proposer::{Accepted, NotProposed};
 pub use reader::NotRead;
@@ -122,7 +124,7 @@ pub enum StartError {
     #[error("the replicated state cannot be read back")]
     State(#[source] types::StorageError),
     #[error("consensus cannot start from this data directory")]
-    Raft(#[source] openraft::error::Fatal<NodeId>),
+    Raft(#[source] Fatal<NodeId>),
     #[error("the timing of elections is unusable")]
     Timing(#[source] openraft::ConfigError),
 }
@@ -240,8 +242,12 @@ impl Consensus {
     }
 
     /// Makes the cluster, with these voters. To be called by exactly one node of them, once; again changes nothing.
-    pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), openraft::error::Fatal<NodeId>> {
+    pub async fn initialise(&self, voters: BTreeMap<NodeId, Place>) -> Result<(), Fatal<NodeId>> {
         use openraft::error::{InitializeError, RaftError};
+        // Asked first: to be refused is an error in openraft's log, and a founder asks at each of its starts.
+        if self.0.raft.is_initialized().await? {
+            return Ok(());
+        }
         match self.0.raft.initialize(voters).await {
             // Not allowed: the log is not empty, so this was done before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_) | InitializeError::NotInMembers(_))) => {
@@ -300,7 +306,16 @@ impl Consensus {
                 self.0.incarnation.send_replace(incarnation);
                 Ok(incarnation)
             }
-            other => Err(StartedError::Refused { reply: format!("{other:?}") }),
+            other @ (Reply::Done
+            | Reply::Put { .. }
+            | Reply::Deleted
+            | Reply::Revoked { .. }
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Unchanged
+            | Reply::Conflict { .. }
+            | Reply::Refused(_)) => Err(StartedError::Refused { reply: format!("{other:?}") }),
         }
     }
 
@@ -320,7 +335,11 @@ impl Consensus {
         loop {
             let leader = self.known_leader(until).await;
             let outcome = match leader {
-                Some(leader) if leader == self.0.me => Ok(self.propose_here(command.clone(), until).await),
+                Some(leader) if leader == self.0.me => {
+                    // A leader without a quorum may wait for ever; who asked does not.
+                    let here = tokio::time::timeout_at(until, self.propose_here(command.clone(), until));
+                    Ok(here.await.unwrap_or(Err(NotProposed::Deposed { leader: None })))
+                }
                 Some(leader) => {
                     let question = (&command, remaining(until));
                     self.call::<_, Result<Accepted, NotProposed>>(leader, Service::PROPOSE, &question, until).await
@@ -381,12 +400,19 @@ impl Consensus {
         let until = Instant::now() + within;
         loop {
             let outcome = match self.known_leader(until).await {
-                Some(leader) if leader == self.0.me => Ok(self.read_here(self.0.me).await),
+                Some(leader) if leader == self.0.me => {
+                    let here = tokio::time::timeout_at(until, self.read_here(self.0.me, self.0.timing.stale_max));
+                    Ok(here.await.unwrap_or(Err(NotRead::NoQuorum)))
+                }
                 Some(leader) => {
-                    self.call::<_, Result<Option<u64>, NotRead>>(leader, Service::READ_INDEX, &(), until).await
+                    let question = self.0.timing.stale_max;
+                    self.call::<_, Result<Option<u64>, NotRead>>(leader, Service::READ_INDEX, &question, until).await
                 }
                 None => Err(Unanswered::NoLeader),
             };
+            if let Ok(Err(why @ NotRead::StaleMax { .. })) = &outcome {
+                warn!(%why, "this node is not granted to serve");
+            }
             if let Ok(Ok(index)) = outcome {
                 return Ok(index.unwrap_or_default());
             }

@@ -24,7 +24,7 @@ pub mod wire;
 
 use std::sync::Arc;
 
-use key::{Key, KeyHash, KeySpec};
+use key::{Key, KeyHash};
 use kind::Origin;
 use model::ModelFacts;
 use price::Price;
@@ -70,7 +70,7 @@ impl Directory {
     /// On the path of every request: one look-up, nothing allocated. A revoked key is not found; whether one has
     /// expired is for who has a clock.
     pub fn key(&self, hash: &KeyHash) -> Option<&Arc<Key>> {
-        self.keys.get(hash)?.live()
+        self.keys.key(hash)
     }
 
     /// How many keys there are, revoked ones included.
@@ -150,22 +150,15 @@ fn build_keys(
                     let path = if spec.hash.is_some() { "hash" } else { "secret" };
                     return problems.add(path, format!("is the same as that of the key `{}`", other.name));
                 }
-                keys.insert(hash, record(name, spec));
+                keys.insert(hash, record(name), Some(Arc::new(Key::new(name, spec))));
             });
         }
     });
     keys
 }
 
-fn record(name: &str, spec: &KeySpec) -> KeyRecord {
-    KeyRecord {
-        name: name.into(),
-        spec: Box::default(),
-        version: 0,
-        origin: Origin::File,
-        revoked: false,
-        key: Some(Arc::new(Key::new(name, spec))),
-    }
+fn record(name: &str) -> KeyRecord {
+    KeyRecord { name: name.into(), spec: Box::default(), version: 0, origin: Origin::File, revoked: false }
 }
 
 fn check_credentials(resources: &Resources, secrets: &dyn Fn(&SecretRef) -> Option<String>, problems: &mut Problems) {

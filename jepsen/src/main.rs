@@ -19,7 +19,7 @@ struct Arguments {
     seeds: u64,
 
     /// Virtual seconds under faults.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 30)]
     seconds: u64,
 
     /// Break nothing.

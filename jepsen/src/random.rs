@@ -11,7 +11,7 @@ impl Random {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -21,7 +21,7 @@ impl Random {
 
     /// Below `end`, which is not 0. The bias is far below what matters here.
     pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % (end.max(1) as u64)).unwrap_or_default()
+        usize::try_from(self.draw() % (end.max(1) as u64)).unwrap_or_default()
     }
 
     pub fn percent(&mut self, percent: u32) -> bool {
@@ -30,11 +30,12 @@ impl Random {
 
     pub fn milliseconds(&mut self, range: Range<u64>) -> Duration {
         let width = range.end.saturating_sub(range.start).max(1);
-        Duration::from_millis(range.start + self.next() % width)
+        Duration::from_millis(range.start + self.draw() % width)
     }
 
     /// Another stream, so that one part's draws do not shift another's.
+    #[must_use]
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.draw())
     }
 }

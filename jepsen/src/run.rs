@@ -30,7 +30,7 @@ pub struct Options {
 impl Options {
     pub fn new(seed: u64) -> Self {
         // Three nodes mostly; five every third time.
-        Self { seed, nodes: if seed % 3 == 2 { 5 } else { 3 }, time: Duration::from_secs(40), faults: true }
+        Self { seed, nodes: if seed % 3 == 2 { 5 } else { 3 }, time: Duration::from_secs(30), faults: true }
     }
 }
 
@@ -57,12 +57,19 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Virtual time in which a healed world must be of one mind.
 const CONVERGE_MAX: Duration = Duration::from_mins(2);
 
+/// Beyond the time under faults: all waits of clients and of the end together are shorter.
+const HANG_MAX: Duration = Duration::from_mins(10);
+
 /// Runs it in a runtime of its own, in virtual time.
 pub fn run(options: Options) -> std::io::Result<(Verdict, History)> {
     cluster::consensus::types::seed_randomness(options.seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     let history = History::default();
-    let verdict = runtime.block_on(play(options, history.clone()));
+    let whole = async { tokio::time::timeout(options.time + HANG_MAX, play(options, history.clone())).await };
+    let verdict = runtime.block_on(whole).unwrap_or_else(|_elapsed| Verdict {
+        broken: vec![format!("something waited for more than {HANG_MAX:?} of virtual time")],
+        ..Verdict::default()
+    });
     // What openraft spawned for lives that were ended ends here.
     runtime.shutdown_background();
     Ok((verdict, history))

@@ -24,10 +24,12 @@ pub async fn create(consensus: &Consensus, key: &str) -> (Outcome, String) {
     let spec = format!(r#"{{"hash":"{}"}}"#, KeyHash::of(key).to_text());
     let act = Act::Put { kind: Kind::Keys, name: key.to_owned(), spec, expected: Expected::Absent, shape: None };
     match consensus.propose(act, author(consensus.me()), WITHIN).await {
-        Ok(accepted) => match accepted.reply {
-            Reply::Put { version } => (Outcome::Ok, format!("version {version}")),
-            other => (Outcome::Fail, format!("{other:?}")),
-        },
+        Ok(accepted) => {
+            if let Reply::Put { version } = accepted.reply {
+                return (Outcome::Ok, format!("version {version}"));
+            }
+            (Outcome::Fail, format!("{:?}", accepted.reply))
+        }
         Err(error) => failed(&error),
     }
 }
@@ -36,14 +38,14 @@ pub async fn create(consensus: &Consensus, key: &str) -> (Outcome, String) {
 pub async fn revoke(consensus: &Consensus, key: &str) -> (Outcome, String) {
     let act = Act::Revoke { key: KeyRef::Name(key.to_owned()), cut: false };
     match consensus.propose(act, author(consensus.me()), WITHIN).await {
-        Ok(accepted) => match accepted.reply {
-            Reply::Revoked { .. } => match consensus.barrier(accepted.index, BARRIER_WITHIN).await {
+        Ok(accepted) if matches!(accepted.reply, Reply::Revoked { .. }) => {
+            match consensus.barrier(accepted.index, BARRIER_WITHIN).await {
                 Ok(()) => (Outcome::Ok, "revoked".to_owned()),
                 // It is revoked, but someone may serve it yet.
                 Err(error) => (Outcome::Info, error.to_string()),
-            },
-            other => (Outcome::Fail, format!("{other:?}")),
-        },
+            }
+        }
+        Ok(accepted) => (Outcome::Fail, format!("{:?}", accepted.reply)),
         Err(error) => failed(&error),
     }
 }

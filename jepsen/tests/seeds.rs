@@ -2,6 +2,8 @@
 //!
 //! `LEA_SEEDS=FIRST..END` runs others.
 
+#![expect(clippy::unwrap_used, reason = "helpers end the test where something failed")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use jepsen::run::{Options, Verdict, run};
 
 const SEEDS: u64 = 52;
 
+#[expect(clippy::disallowed_methods, reason = "a test is told by its environment what to run")]
 fn seeds() -> std::ops::Range<u64> {
     let wanted = std::env::var("LEA_SEEDS").ok();
     let range = wanted.as_deref().and_then(|text| text.split_once(".."));

@@ -2,7 +2,7 @@
 
 pub mod admin;
 pub mod check;
-mod client;
+pub(crate) mod client;
 pub mod cluster;
 pub mod keys;
 pub mod status;

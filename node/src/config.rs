@@ -116,13 +116,19 @@ pub struct ListenConfig {
 }
 
 /// What operators may do through the admin listener.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
     /// Whether a provider made through the admin API may have a private address (10.x, 192.168.x, 127.x, `localhost`
     /// and the like). Whoever may make providers could otherwise reach what only this machine can. Providers in this
     /// file may always have one.
     pub allow_private_providers: bool,
+
+    /// Where a provider made through the admin API may take its credential from: environment variables (`OPENAI_API_KEY`,
+    /// `PROVIDER_*`) and files, or folders with a slash at their end. Empty: only what providers in this file use.
+    /// Whoever may make providers could otherwise send any secret of this machine to an address of his own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub provider_secrets: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -179,7 +185,7 @@ impl Config {
         self.limits.clone_from(&running.limits);
         self.queue = running.queue;
         self.cluster.clone_from(&running.cluster);
-        self.admin = running.admin;
+        self.admin.clone_from(&running.admin);
         self.telemetry.log = running.telemetry.log;
         kept
     }

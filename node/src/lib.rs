@@ -141,7 +141,7 @@ impl Service for Node {
             member.clone(),
         );
         let admin_stop = CancellationToken::new();
-        let control = MemberControl::new(member.clone(), Arc::clone(&gateway), config.admin.allow_private_providers);
+        let control = MemberControl::new(member.clone(), Arc::clone(&gateway));
         let operate = Admin::new(Arc::new(view)).with_control(Arc::new(control));
         tasks.spawn("admin accept", operate.serve(operators, tasks.clone(), admin_stop.clone()));
         Ok(Self { tasks, supervisor, gateway, ingress, admin, admin_stop, loaded: live, draining, member, publisher })

@@ -7,11 +7,14 @@
 //! ```
 //! A node that is alone goes the same way with nobody to ask, and is its own quorum.
 
+#![expect(clippy::result_large_err, reason = "an error that ends the start is as large as it is, and rare")]
+
 mod control;
 mod files;
 mod first_key;
 mod gossip;
 mod publish;
+mod secrets;
 mod status;
 
 pub use control::MemberControl;
@@ -242,23 +245,10 @@ impl Member {
             gateway: OnceLock::new(),
         }));
         let timing = timing(&config);
-        let (published, publishes) = watch::channel(0);
-        let consensus = Consensus::start(Ground {
-            me,
-            log: data.open_log(LogOptions { now: Some(clock::now), ..LogOptions::default() })?,
-            cells: data.cells(),
-            kept: Kept {
-                snapshots: data.open_snapshots().map_err(MemberError::Snapshots)?,
-                trail: Some(Arc::clone(&trail)),
-            },
-            transport: Arc::clone(&transport),
-            observer: Box::new(watching.clone()),
-            published: publishes,
-            clock: Clock::Real,
-            timing,
-            tasks: tasks.clone(),
-        })
-        .await?;
+        let (published, in_force) = watch::channel(0);
+        let observer = Box::new(watching.clone());
+        let ground = ground(&data, me, &transport, observer, in_force, timing, &tasks, &trail)?;
+        let consensus = Consensus::start(ground).await?;
         let (peer_listener, gossip_socket) = sockets.map(|sockets| (sockets.peer, sockets.gossip)).unzip();
         let mut inner = Inner {
             consensus,
@@ -575,6 +565,35 @@ async fn open_data(path: Option<PathBuf>, adopt: bool) -> Result<DataDir, Member
         Ok(data) => Ok(data?),
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),
     }
+}
+
+/// What consensus stands on, from this node's data directory.
+#[expect(clippy::too_many_arguments, reason = "each is one field of what is made, and nothing else groups them")]
+fn ground(
+    data: &DataDir,
+    me: NodeId,
+    transport: &Arc<dyn Transport>,
+    observer: Box<dyn Observer>,
+    published: watch::Receiver<u64>,
+    timing: Timing,
+    tasks: &Tasks,
+    trail: &Arc<Trail>,
+) -> Result<Ground, MemberError> {
+    Ok(Ground {
+        me,
+        log: data.open_log(LogOptions { now: Some(clock::now), ..LogOptions::default() })?,
+        cells: data.cells(),
+        kept: Kept {
+            snapshots: data.open_snapshots().map_err(MemberError::Snapshots)?,
+            trail: Some(Arc::clone(trail)),
+        },
+        transport: Arc::clone(transport),
+        observer,
+        published,
+        clock: Clock::Real,
+        timing,
+        tasks: tasks.clone(),
+    })
 }
 
 /// Made with the directory, and kept as long as it is.

@@ -27,6 +27,10 @@ pub struct RunArgs {
     /// Once ready, write the addresses listened on to this file, as JSON.
     #[arg(long, value_name = "PATH", hide = true)]
     pub addresses_file: Option<PathBuf>,
+
+    /// Stop when standard input ends: for whoever starts a node and must not leave it behind.
+    #[arg(long, hide = true)]
+    pub until_input_ends: bool,
 }
 
 /// A started node, as far as this file is concerned.
@@ -93,7 +97,9 @@ pub enum RunError {
 pub async fn run<S: Service>(args: &RunArgs) -> Result<(), RunError> {
     let loaded = Arc::new(load(&args.config, &environment::process).map_err(RunError::Config)?);
     let telemetry = Telemetry::start(&loaded.config.telemetry).map_err(RunError::Telemetry)?;
-    let mut signals = Signals::new().map_err(RunError::Signals)?;
+    let signals = Signals::new();
+    let signals = if args.until_input_ends { signals.and_then(Signals::with_input) } else { signals };
+    let mut signals = signals.map_err(RunError::Signals)?;
     let mut reloader = Reloader::new(args.config.clone(), environment::process, Arc::clone(&loaded));
 
     let node = S::start(Arc::clone(&loaded), telemetry.clone(), args.adopt_data_dir).await;

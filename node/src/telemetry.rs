@@ -169,12 +169,14 @@ impl Telemetry {
     }
 }
 
-/// Libraries that are heard only when the level names them.
+/// Libraries that are heard only when the level names them. To openraft each call that a node does not answer is an error,
+/// many a second while it is away, and so is each call under way when it is stopped; nobody has to act. The rooms say once
+/// that a node cannot be reached, and that Raft has ended.
 const QUIET: &str = "openraft=off,chitchat=error,sled=error,h2=warn,hyper=warn";
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     // What these libraries find worth a line says nothing to an operator; what matters of it, the rooms say themselves.
-    let quiet = ["warn", "info", "debug"].contains(&level.trim());
+    let quiet = ["error", "warn", "info", "debug"].contains(&level.trim());
     let directives = if quiet { format!("{level},{QUIET}") } else { level.to_owned() };
     EnvFilter::try_new(directives).map_err(|cause| TelemetryError::Level { level: level.to_owned(), cause })
 }
@@ -251,6 +253,7 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::info!(provider = "openai", "provider is slow");
             tracing::debug!("not worth a line");
+            tracing::error!(target: "openraft::replication", "nobody answers");
         });
         let bytes = written.0.lock().clone();
         String::from_utf8(bytes).unwrap()

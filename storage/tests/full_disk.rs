@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a rig that does not work fails the test")]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +16,8 @@ use bytes::Bytes;
 use storage::database::{Copies, DataDir};
 use storage::log::{Failed, Log, LogOptions, receipt};
 
+use skip::skipped;
+
 const ROOM: usize = 4 << 20;
 
 #[test]
@@ -21,7 +26,7 @@ fn a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest() {
     let disk = match Mounted::at(folder.path().join("disk")) {
         Ok(disk) => disk,
         Err(why) => {
-            println!("SKIPPED full_disk::a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest: {why}");
+            skipped("full_disk::a_full_disk_refuses_what_does_not_fit_and_keeps_the_rest", &why);
             return;
         }
     };
@@ -64,7 +69,7 @@ fn a_trail_without_room_says_so_and_keeps_what_it_had() {
     let disk = match Mounted::at(folder.path().join("disk")) {
         Ok(disk) => disk,
         Err(why) => {
-            println!("SKIPPED full_disk::a_trail_without_room_says_so_and_keeps_what_it_had: {why}");
+            skipped("full_disk::a_trail_without_room_says_so_and_keeps_what_it_had", &why);
             return;
         }
     };

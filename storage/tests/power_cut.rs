@@ -4,7 +4,10 @@
 //! Needs root, `mount` and `mkfs.ext4`; skips by name without. `LEA_POWER_CUTS` says how often the power goes.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a rig that does not work fails the test")]
-#![expect(clippy::print_stdout, reason = "a skip is said aloud, and each cut what it lost")]
+#![expect(clippy::print_stdout, reason = "each cut says what it lost")]
+
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -20,6 +23,8 @@ use storage::cell::Cells;
 use storage::database::{Copies, DataDir};
 use storage::log::{Done, Log, LogOptions};
 use storage::trail::Trail;
+
+use skip::skipped;
 
 /// Where the writer writes and where it notes what was acknowledged. Set only for the writer, which is the test again.
 const DATA: &str = "LEA_POWER_CUT_DATA";
@@ -65,7 +70,7 @@ fn lose_power(test: &str, work: Work) {
     let mounted = match make_image(&image).and_then(|()| Mounted::at(&image, folder.path().join("disk"))) {
         Ok(mounted) => mounted,
         Err(why) => {
-            println!("SKIPPED power_cut::{test}: {why}");
+            skipped(&format!("power_cut::{test}"), &why);
             return;
         }
     };

@@ -1,11 +1,9 @@
 //! Several nodes of one cluster, each a process with its own address, configuration and data directory.
 //!
 //! Every node has a loopback address of its own (`127.x.y.z`), so all use the same ports, and two tests at once do not
-//! meet. What is done to a node (killed, paused, started again, its disk wiped) is done as an operator or a fault would.
+//! meet. On a [`TestNetwork`] each has a network namespace instead, and can be cut off. What is done to a node (killed, paused, started again, its disk wiped) is done as an operator or a fault would.
 
-use std::collections::hash_map::RandomState;
 use std::fmt::Write as _;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +13,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Finished, Process};
-use crate::{Client, FakeProvider, LONG, Metrics, Operator, eventually_some_within, eventually_within, run};
+use crate::{
+    Client, FakeProvider, LONG, Metrics, Operator, TestNetwork, eventually_some_within, eventually_within, random, run,
+};
 
 const API: u16 = 8080;
 const ADMIN: u16 = 8081;
@@ -27,6 +27,8 @@ const GOSSIP: u16 = 7946;
 pub struct TestCluster {
     members: Vec<Member>,
     plan: Plan,
+    /// Goes after the nodes in it. Without one, nodes are on loopback.
+    network: Option<TestNetwork>,
 }
 
 /// What all nodes share.
@@ -62,9 +64,17 @@ pub struct TestClusterBuilder {
     cluster: String,
     places: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    network: Option<TestNetwork>,
 }
 
 impl TestClusterBuilder {
+    /// Places the nodes on a network of their own.
+    #[must_use]
+    pub fn network(mut self, network: TestNetwork) -> Self {
+        self.network = Some(network);
+        self
+    }
+
     #[must_use]
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
@@ -99,11 +109,12 @@ impl TestClusterBuilder {
     }
 
     /// The nodes with their files, none of them running.
-    pub async fn prepare(self) -> TestCluster {
+    pub async fn prepare(mut self) -> TestCluster {
         let made = run(&self.binary, &["cluster", "new-secret"], &[]).await;
         assert!(made.status.success(), "{}", made.stderr);
         let folder = tempfile::tempdir().expect("a folder");
-        let seeds: Vec<_> = (0..self.nodes).map(|number| (format!("edge-{number}"), free_address())).collect();
+        let seeds: Vec<_> =
+            (0..self.nodes).map(|number| (format!("edge-{number}"), address_on(&mut self.network))).collect();
         let plan = Plan {
             binary: self.binary,
             secret: made.stdout.trim().to_owned(),
@@ -115,7 +126,7 @@ impl TestClusterBuilder {
             folder,
         };
         let members = plan.seeds.iter().map(|(name, address)| plan.member(name, *address)).collect();
-        let cluster = TestCluster { members, plan };
+        let cluster = TestCluster { members, plan, network: self.network };
         for member in &cluster.members {
             cluster.write_config(&member.name, &cluster.plan.config);
         }
@@ -294,6 +305,7 @@ impl TestCluster {
             cluster: String::new(),
             places: Vec::new(),
             environment: Vec::new(),
+            network: None,
         }
     }
 
@@ -319,7 +331,7 @@ impl TestCluster {
 
     /// A node that comes later: it asks the others to be let in. Not running yet.
     pub fn add(&mut self) -> usize {
-        let member = self.plan.member(&format!("edge-{}", self.members.len()), free_address());
+        let member = self.plan.member(&format!("edge-{}", self.members.len()), address_on(&mut self.network));
         self.members.push(member);
         let number = self.members.len() - 1;
         let name = self.members[number].name.clone();
@@ -327,31 +339,55 @@ impl TestCluster {
         number
     }
 
+    /// The network the nodes were placed on: what is cut there, and healed.
+    pub fn network(&self) -> &TestNetwork {
+        self.network.as_ref().expect("a cluster on a network")
+    }
+
+    /// A stopped node has another address when it is started again, and its file says so. The other files do not.
+    pub fn move_node(&mut self, number: usize) {
+        let network = self.network.as_mut().expect("a cluster on a network");
+        self.members[number].address = network.move_node(number);
+        let advertise = self.members[number].peer_address();
+        let found_by = format!("{}, advertise: \"{advertise}\"", self.found_by(number));
+        self.write_found_by(number, &found_by);
+    }
+
+    /// Gives every node a file with the seeds at the addresses they have now.
+    pub fn write_seeds_where_they_are(&mut self) {
+        for (name, address) in &mut self.plan.seeds {
+            let member = self.members.iter().find(|member| member.name == *name).expect("a seed is a node");
+            *address = member.address;
+        }
+        for member in &self.members {
+            self.write_config(&member.name, &self.plan.config);
+        }
+    }
+
     /// Gives one node a file with other resources. A node that runs reads it when it is told to, or by itself.
     pub fn write_config(&self, name: &str, common: &str) {
-        let member = self.members.iter().find(|member| member.name == name).expect("a node of that name");
+        let number = self.members.iter().position(|member| member.name == name).expect("a node of that name");
+        let member = &self.members[number];
+        write_file(member, &self.plan.file(member, common, &self.found_by(number)));
+    }
+
+    fn found_by(&self, number: usize) -> String {
+        let name = &self.members[number].name;
         let is_seed = self.plan.seeds.iter().any(|(seed, _)| seed == name);
-        let found_by = if is_seed { self.plan.seeds() } else { self.join() };
-        Self::write_file(member, &self.plan.file(member, common, &found_by));
+        if is_seed { self.plan.seeds() } else { self.join() }
     }
 
     /// Gives one node a file in which `cluster` says how others are found: `seeds: {…}` or `join: […]`.
     pub fn write_found_by(&self, number: usize, found_by: &str) {
         let member = &self.members[number];
-        Self::write_file(member, &self.plan.file(member, &self.plan.config, found_by));
+        write_file(member, &self.plan.file(member, &self.plan.config, found_by));
     }
 
     /// The text of a node's file, changed.
     pub fn edit_file(&self, number: usize, edit: impl FnOnce(String) -> String) {
         let member = &self.members[number];
         let text = std::fs::read_to_string(member.config_path()).expect("a file");
-        Self::write_file(member, &edit(text));
-    }
-
-    fn write_file(member: &Member, text: &str) {
-        let next = member.folder.join("config.yaml.next");
-        std::fs::write(&next, text).expect("a folder to write to");
-        std::fs::rename(next, member.config_path()).expect("a folder to write to");
+        write_file(member, &edit(text));
     }
 
     fn join(&self) -> String {
@@ -365,7 +401,10 @@ impl TestCluster {
     }
 
     pub fn start_with(&mut self, number: usize, arguments: &[&str]) {
-        let mut command = Command::new(&self.plan.binary);
+        let mut command = match &self.network {
+            Some(network) => network.command(number, &self.plan.binary),
+            None => Command::new(&self.plan.binary),
+        };
         let member = &mut self.members[number];
         command.arg("run").arg("--config").arg(member.config_path()).args(arguments);
         command.envs(self.plan.environment.iter().cloned()).current_dir(&member.folder);
@@ -383,12 +422,6 @@ impl TestCluster {
     pub async fn run_beside(&self, number: usize, arguments: &[&str]) -> Finished {
         let path = self.members[number].config_path().display().to_string();
         run(&self.plan.binary, &[&["run", "--config", &path], arguments].concat(), &[]).await
-    }
-
-    /// Gives a later node the seeds' place in the files written from now on: a cluster that was founded differently.
-    pub fn set_seeds(&mut self, numbers: &[usize]) {
-        let seed = |number: &usize| (self.members[*number].name.clone(), self.members[*number].address);
-        self.plan.seeds = numbers.iter().map(seed).collect();
     }
 
     /// `seeds: {…}` of some of the nodes, as [`TestCluster::write_found_by`] takes it.
@@ -517,10 +550,20 @@ impl Member {
     }
 }
 
+fn write_file(member: &Member, text: &str) {
+    let next = member.folder.join("config.yaml.next");
+    std::fs::write(&next, text).expect("a folder to write to");
+    std::fs::rename(next, member.config_path()).expect("a folder to write to");
+}
+
+fn address_on(network: &mut Option<TestNetwork>) -> IpAddr {
+    network.as_mut().map_or_else(free_address, TestNetwork::add)
+}
+
 /// A loopback address on which nobody listens. A hundred tests at once draw from sixteen million.
 fn free_address() -> IpAddr {
     loop {
-        let drawn = RandomState::new().build_hasher().finish().to_be_bytes();
+        let drawn = random().to_be_bytes();
         let address = Ipv4Addr::new(127, drawn[0].max(1), drawn[1], drawn[2].clamp(2, 250));
         let free = |port| TcpListener::bind((address, port)).is_ok();
         if [API, ADMIN, PEER].into_iter().all(free) {

@@ -24,6 +24,7 @@ mod client;
 mod cluster;
 mod failure;
 mod metrics;
+mod network;
 mod node;
 mod operator;
 mod process;
@@ -32,12 +33,15 @@ mod raw;
 mod skip;
 mod sse;
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Reply, Streamed};
 pub use cluster::{Member, TestCluster, TestClusterBuilder, copy_folder};
 pub use failure::{Api, Told};
 pub use metrics::Metrics;
+pub use network::TestNetwork;
 pub use node::{TestNode, TestNodeBuilder};
 pub use operator::{Operator, Refused};
 pub use process::{Finished, Process, run};
@@ -93,6 +97,11 @@ pub async fn eventually_some_within<T>(within: Duration, what: &str, mut look: i
 #[expect(clippy::disallowed_methods, reason = "tests measure by a clock of their own")]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// Another number each time, for names and addresses that nobody else has.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// The result of `future`, or the end of the test after [`DEADLINE`].

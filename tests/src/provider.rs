@@ -1,6 +1,6 @@
 //! The provider simulator as a process of its own, and what it saw.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use http::Method;
@@ -24,6 +24,7 @@ pub struct FakeProvider {
 #[derive(Debug)]
 pub struct FakeProviderBuilder {
     binary: String,
+    address: IpAddr,
     arguments: Vec<String>,
 }
 
@@ -99,6 +100,13 @@ impl FakeProviderBuilder {
         self
     }
 
+    /// Listens there instead of on loopback.
+    #[must_use]
+    pub fn at(mut self, address: IpAddr) -> Self {
+        self.address = address;
+        self
+    }
+
     /// Accepts only `key`, and others added so.
     #[must_use]
     pub fn api_key(self, key: &str) -> Self {
@@ -109,7 +117,8 @@ impl FakeProviderBuilder {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("addresses.json");
         let mut command = Command::new(&self.binary);
-        command.args(["simulate", "--listen", "127.0.0.1:0", "--addresses-file"]).arg(&file).args(&self.arguments);
+        let listen = SocketAddr::from((self.address, 0)).to_string();
+        command.args(["simulate", "--listen", &listen, "--addresses-file"]).arg(&file).args(&self.arguments);
         let mut process = Process::spawn(command);
         let addresses = process.addresses(&file).await.unwrap_or_else(|error| panic!("the provider {error}"));
         FakeProvider { process, client: Client::new(addresses.get("api")), _folder: folder }
@@ -123,7 +132,11 @@ impl FakeProvider {
 
     pub fn builder(binary: &str) -> FakeProviderBuilder {
         let at_once = ["--ttft", "0ms", "--tokens-per-second", "0"];
-        FakeProviderBuilder { binary: binary.to_owned(), arguments: at_once.map(str::to_owned).to_vec() }
+        FakeProviderBuilder {
+            binary: binary.to_owned(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            arguments: at_once.map(str::to_owned).to_vec(),
+        }
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -12,6 +12,7 @@ mod cluster_start;
 mod keys;
 mod lifecycle;
 mod observe;
+mod partition;
 mod routing;
 mod streaming;
 mod tidy;

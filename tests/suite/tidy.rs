@@ -463,9 +463,18 @@ fn a_wrong_arrow_is_found() {
     assert_eq!(package("cluster", "llm", dev()), ["`cluster` must not depend on `llm`"]);
     assert_eq!(package("cluster", "ractor", Value::Null), ["`cluster` must not depend on `ractor`"]);
     assert_eq!(package("node", "harness", Value::Null), ["`node` must not depend on `harness`"]);
+    assert_eq!(package("storage", "cluster", dev()), ["`storage` must not depend on `cluster`"]);
+    assert_eq!(package("storage", "http", Value::Null), ["`storage` must not depend on `http`"]);
+    assert_eq!(package("cluster", "hyper-rustls", Value::Null), ["`cluster` must not depend on `hyper-rustls`"]);
+    assert_eq!(package("cluster", "jepsen", dev()), ["`cluster` must not depend on `jepsen`"]);
+    assert_eq!(package("node", "jepsen", dev()), ["`node` must not depend on `jepsen`"]);
+    assert_eq!(package("jepsen", "actors", Value::Null), ["`jepsen` must not depend on `actors`"]);
     assert_eq!(package("common", "serde", Value::Null), ["`common` is a room nobody designed"]);
     assert!(package("node", "harness", dev()).is_empty());
     assert!(package("semantics", "llm", Value::Null).is_empty());
+    assert!(package("cluster", "openraft", Value::Null).is_empty());
+    assert!(package("cluster", "hyper", Value::Null).is_empty());
+    assert!(package("jepsen", "cluster", Value::Null).is_empty());
     assert!(package("llm", "proptest", dev()).is_empty());
 }
 

@@ -167,8 +167,8 @@ mod tests {
         Promise::new(&founder(id), cluster(1), seeds(names), &BTreeMap::new())
     }
 
-    fn answer(own: &[&str], given: Option<Promise>, home: Option<ClusterId>, wanted: Promise) -> Option<String> {
-        match (Asks { promise: wanted }).answer(&seeds(own), given.as_ref(), home) {
+    fn answer(own: &[&str], given: Option<&Promise>, home: Option<ClusterId>, wanted: Promise) -> Option<String> {
+        match (Asks { promise: wanted }).answer(&seeds(own), given, home) {
             Answer::Promised => None,
             Answer::Refused { why } => Some(why),
         }
@@ -178,13 +178,13 @@ mod tests {
     fn a_promise_is_given_once_and_again_to_the_same_node() {
         let abc = ["a", "b", "c"];
         assert_eq!(answer(&abc, None, None, promise(1, &abc)), None);
-        assert_eq!(answer(&abc, Some(promise(1, &abc)), None, promise(1, &abc)), None);
-        assert_eq!(answer(&abc, Some(promise(1, &abc)), Some(cluster(1)), promise(1, &abc)), None);
+        assert_eq!(answer(&abc, Some(&promise(1, &abc)), None, promise(1, &abc)), None);
+        assert_eq!(answer(&abc, Some(&promise(1, &abc)), Some(cluster(1)), promise(1, &abc)), None);
 
-        let other = answer(&abc, Some(promise(1, &abc)), None, promise(2, &abc)).unwrap();
+        let other = answer(&abc, Some(&promise(1, &abc)), None, promise(2, &abc)).unwrap();
         assert!(other.contains("forget-promise"), "{other}");
         let another = Promise { cluster: cluster(9), ..promise(1, &abc) };
-        assert!(answer(&abc, Some(promise(1, &abc)), None, another).is_some());
+        assert!(answer(&abc, Some(&promise(1, &abc)), None, another).is_some());
     }
 
     #[test]

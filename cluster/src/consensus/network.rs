@@ -69,10 +69,10 @@ impl Member {
 
 /// Who cannot be reached is left alone for [`PAUSE`]; a call that merely failed may be tried again at once.
 fn unreachable_or_broken<E: std::error::Error>(error: &CallError) -> Failed<E> {
-    if !error.may_have_arrived() {
-        RPCError::Unreachable(Unreachable::new(error))
-    } else {
+    if error.may_have_arrived() {
         RPCError::Network(NetworkError::new(error))
+    } else {
+        RPCError::Unreachable(Unreachable::new(error))
     }
 }
 

@@ -79,7 +79,13 @@ impl Consensus {
 
     /// A grant is noted before the index is taken; nothing is granted before this life and this term have committed an
     /// entry, because a leader that was restarted within its term would read at an index of the past.
-    pub(super) async fn read_here(&self, asker: NodeId) -> Result<Option<u64>, NotRead> {
+    ///
+    /// `stale_max` is the asker's: grants are counted by one measure, so who has another gets none.
+    pub(super) async fn read_here(&self, asker: NodeId, stale_max: Duration) -> Result<Option<u64>, NotRead> {
+        let leader = self.0.timing.stale_max;
+        if stale_max != leader {
+            return Err(NotRead::StaleMax { asker: stale_max, leader });
+        }
         let term = self.leads().map_err(|leader| NotRead::NotLeader { leader })?;
         let own_life = self.incarnation().get() > 0;
         let own_term = self.0.shared.progress().borrow().term == term;
@@ -186,7 +192,7 @@ impl Answering {
                 };
                 told(&outcome)
             }
-            Service::READ_INDEX => told(&here.read_here(from.node).await),
+            Service::READ_INDEX => told(&here.read_here(from.node, read(&body)?).await),
             Service::BARRIER => {
                 let (index, within) = read(&body)?;
                 told(&here.pass_here(index, until(within)).await)

@@ -186,7 +186,7 @@ impl Holdings {
         self.revoked.insert(hash, Tombstone { first: serial, cut });
         let Some(record) = self.keys.get(&hash) else { return Ok((serial, false)) };
         let record = KeyRecord { revoked: true, version: serial, ..(**record).clone() };
-        self.keys.insert(hash, record);
+        self.keys.insert(hash, record, None);
         Ok((serial, true))
     }
 
@@ -331,7 +331,7 @@ impl Holdings {
         self.names.insert(Arc::clone(&name), facts.hash);
         self.by_tenant.insert((tenant, Arc::clone(&name)));
         let revoked = self.revoked.contains_key(&facts.hash);
-        self.keys.insert(facts.hash, KeyRecord { name, spec: spec.into(), version, origin, revoked, key });
+        self.keys.insert(facts.hash, KeyRecord { name, spec: spec.into(), version, origin, revoked }, key);
         Ok(())
     }
 

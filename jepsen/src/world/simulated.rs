@@ -3,15 +3,16 @@
 //! Of each node runs what decides: consensus with its log, cells and snapshots, freshness and the barrier. A *view* stands
 //! for what the node would serve by: it follows the register with a delay, as publishing does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::clock::Clock;
 use cluster::consensus::{Consensus, Ground, Kept, Observer, Place, Timing};
+use cluster::directory::Directory;
 use cluster::directory::key::KeyHash;
 use cluster::id::NodeId;
-use cluster::register::{Author, Kind, MemberInfo, Register};
+use cluster::register::{Author, MemberInfo, Register};
 use cluster::tasks::Tasks;
 use parking_lot::Mutex;
 use storage::cell::Cells;
@@ -25,6 +26,9 @@ use crate::random::Random;
 
 /// How old what a node serves by may be.
 pub const STALE_MAX: Duration = Duration::from_secs(5);
+
+/// For what is left of a life whose process is gone.
+const STOP_MAX: Duration = Duration::from_mins(1);
 
 /// Entries between two comparisons of the registers.
 const DIGEST_EVERY: u64 = 16;
@@ -59,11 +63,11 @@ pub struct Life {
 }
 
 /// What the node serves by.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct View {
     pub index: u64,
     pub fresh_until: Duration,
-    pub keys: BTreeSet<String>,
+    pub directory: Option<Directory>,
 }
 
 /// The digest of the register after each entry, as the first node to apply it found it: all others must find the same.
@@ -96,7 +100,7 @@ struct Watching {
 impl Observer for Watching {
     fn applied(&self, index: u64, register: &Register) {
         // A register that parted from the others stays so: a look now and then finds it.
-        if index % DIGEST_EVERY != 0 {
+        if !index.is_multiple_of(DIGEST_EVERY) {
             return;
         }
         self.agreement.found(self.node, index, register);
@@ -165,7 +169,7 @@ impl World {
 
     /// The process ends without a word; with `power`, what was not synced may be lost.
     pub async fn crash(&mut self, number: usize, power: bool) {
-        let seed = self.random.next();
+        let seed = self.random.draw();
         let node = &mut self.nodes[number];
         let Some(life) = node.life.take() else { return };
         self.network.unplug(node.id);
@@ -174,15 +178,20 @@ impl World {
         } else {
             node.medium.kill()
         }
+        // The dead life's disk fails at once whatever it is asked; someone must ask, or its log would be waited for.
+        let stopped = tokio::time::timeout(STOP_MAX, life.consensus.stop()).await;
         life.tasks.stop();
-        life.consensus.stop().await;
+        if stopped.is_err() {
+            self.agreement.broken.lock().push(format!("a life of node {number} did not end"));
+        }
     }
 
     /// Whether a client would be served the key by this node now.
     pub fn serves(&self, number: usize, key: &str) -> bool {
         let Some(life) = self.life(number) else { return false };
         let view = life.view.lock();
-        self.clock.now() < view.fresh_until && view.keys.contains(key)
+        let known = view.directory.as_ref().is_some_and(|directory| directory.key(&KeyHash::of(key)).is_some());
+        known && self.clock.now() < view.fresh_until
     }
 }
 
@@ -260,9 +269,10 @@ async fn publishing(consensus: Consensus, view: Arc<Mutex<View>>, publish: watch
         let applied = progress.borrow_and_update().applied;
         if let Some(index) = applied {
             tokio::time::sleep(random.milliseconds(0..20)).await;
-            let keys = consensus.read(visible_keys);
+            let previous = view.lock().directory.clone();
+            let directory = consensus.read(|register| register.directory(previous.as_ref()));
             let mut view = view.lock();
-            view.keys = keys;
+            view.directory = Some(directory);
             view.index = index;
             drop(view);
             publish.send_replace(index);
@@ -273,16 +283,11 @@ async fn publishing(consensus: Consensus, view: Arc<Mutex<View>>, publish: watch
     }
 }
 
-/// The keys that requests would be accepted with.
-fn visible_keys(register: &Register) -> BTreeSet<String> {
-    register.list(Kind::Keys, None).filter(|key| !key.revoked).map(|key| key.name.to_owned()).collect()
-}
-
 /// A life registers itself until it is heard.
 async fn starting(node: NodeId, consensus: Consensus, mut random: Random) {
     let mut nonce = [0; 16];
-    nonce[..8].copy_from_slice(&random.next().to_le_bytes());
-    nonce[8..].copy_from_slice(&random.next().to_le_bytes());
+    nonce[..8].copy_from_slice(&random.draw().to_le_bytes());
+    nonce[8..].copy_from_slice(&random.draw().to_le_bytes());
     let member = MemberInfo { name: format!("edge-{node}"), peer: node.to_string(), ..MemberInfo::default() };
     let author = Author { who: member.name.clone(), node, request_id: String::new() };
     while consensus.started(nonce, member.clone(), author.clone(), START_MAX).await.is_err() {}

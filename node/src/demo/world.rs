@@ -95,7 +95,7 @@ impl<S: Service> World<S> {
 }
 
 /// A provider that takes its time as a real one does, only less of it.
-async fn provider(seed: u64, tasks: &Tasks, stop: &CancellationToken) -> Result<Handle, AskError> {
+pub async fn provider(seed: u64, tasks: &Tasks, stop: &CancellationToken) -> Result<Handle, AskError> {
     let ttft = Duration::from_millis(60);
     let config = SimulatorConfig { seed, ttft, tokens_per_second: 1_000, ..SimulatorConfig::default() };
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;

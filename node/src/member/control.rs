@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use super::Member;
+use super::{Member, secrets};
 use crate::admin::access::{Operator, Scope};
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
@@ -42,6 +42,9 @@ const MEMBERS_SLACK: Duration = Duration::from_secs(20);
 /// For another node to hear that it is to drain.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
+/// Between the answer to that and the end it brings: who ends at once tears the answer off.
+const LEAVE_AFTER: Duration = Duration::from_millis(250);
+
 /// How often a change is checked again because others came in between.
 const TRIES_MAX: usize = 8;
 
@@ -54,12 +57,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct MemberControl {
     member: Member,
     gateway: Arc<Gateway>,
-    allow_private_providers: bool,
 }
 
 impl MemberControl {
-    pub fn new(member: Member, gateway: Arc<Gateway>, allow_private_providers: bool) -> Self {
-        Self { member, gateway, allow_private_providers }
+    pub fn new(member: Member, gateway: Arc<Gateway>) -> Self {
+        Self { member, gateway }
     }
 
     async fn make(&self, change: Change, context: Context) -> Result<Changed, ChangeError> {
@@ -134,9 +136,15 @@ impl MemberControl {
 
     /// The change as a command, once it was checked against everything there is.
     fn checked(&self, change: &Change) -> Result<Act, ChangeError> {
-        let check_provider =
-            |name: &str, spec: &ProviderSpec, problems: &mut Problems| check_kind(name, spec, problems);
-        let policy = Policy { allow_private_providers: self.allow_private_providers, check_provider: &check_provider };
+        let loaded = self.member.0.loaded.load_full();
+        let check_provider = |name: &str, spec: &ProviderSpec, problems: &mut Problems| {
+            check_kind(name, spec, problems);
+            secrets::check(&loaded.config, spec, problems);
+        };
+        let policy = Policy {
+            allow_private_providers: loaded.config.admin.allow_private_providers,
+            check_provider: &check_provider,
+        };
         let consensus = self.member.consensus();
         match change {
             Change::Put { kind, name, spec, expected } => {
@@ -179,11 +187,9 @@ impl MemberControl {
     }
 
     fn node_called(&self, name: &str) -> Result<NodeId, ChangeError> {
-        let found = self.member.consensus().read(|register| {
-            let mut members = register.members().iter();
-            members.find(|(node, member)| member.info.name == name || node.to_string() == name).map(|(node, _)| node)
-        });
-        found.ok_or(ChangeError::NotFound)
+        self.member.consensus().read(|register| {
+            called(name, register.members().iter().map(|(node, member)| (node, member.info.name.as_str())))
+        })
     }
 
     async fn change_member(&self, change: &ChangeMember) -> Result<(), ChangeError> {
@@ -215,11 +221,22 @@ impl MemberControl {
     async fn remove_node(&self, node: String, context: &Context) -> Result<(), ChangeError> {
         let node = self.node_called(&node)?;
         self.change_member(&ChangeMember::Remove { node }).await?;
-        match self.propose(Act::Remove { node }, context).await?.reply {
+        let reply = self.propose(Act::Remove { node }, context).await?.reply;
+        match reply {
             // Removed before, and registered so: nothing is left to do.
             Reply::Done | Reply::Refused(register::Refusal::NotMember { .. }) => Ok(()),
             Reply::Refused(refusal) => Err(refusal.into()),
-            other => Err(ChangeError::Uncertain { reason: format!("the register answered {other:?}") }),
+            Reply::Put { .. }
+            | Reply::Revoked { .. }
+            | Reply::Deleted
+            | Reply::Unchanged
+            | Reply::Incarnation(_)
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Conflict { .. } => {
+                Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") })
+            }
         }
     }
 }
@@ -272,6 +289,30 @@ impl Control for MemberControl {
     }
 }
 
+/// By its name or its id. A node that lost its disk came back as a new one of the same name: then a name may mean the
+/// one that lives, and is not enough.
+fn called<'a>(name: &str, members: impl Iterator<Item = (NodeId, &'a str)>) -> Result<NodeId, ChangeError> {
+    let mut named = Vec::new();
+    for (node, its_name) in members {
+        if node.to_string() == name {
+            return Ok(node);
+        }
+        if its_name == name {
+            named.push(node);
+        }
+    }
+    match named[..] {
+        [] => Err(ChangeError::NotFound),
+        [node] => Ok(node),
+        [..] => {
+            let ids: Vec<String> = named.iter().map(ToString::to_string).collect();
+            let count = ids.len();
+            let reason = format!("{count} nodes are called `{name}`; say which by its id: {}", ids.join(", "));
+            Err(ChangeError::Refused { code: "several_nodes", reason })
+        }
+    }
+}
+
 fn expected_as(expected: Expected) -> register::Expected {
     match expected {
         Expected::Any => register::Expected::Any,
@@ -301,9 +342,33 @@ impl Handler for AskedToDrain {
         let member = self.member.upgrade();
         async move {
             let member = member.ok_or(PeerRefusal::NoSuchService)?;
-            member.leave.notify_one();
+            let leaving = Arc::clone(&member);
+            member.tasks.spawn("leaving", async move {
+                tokio::time::sleep(LEAVE_AFTER).await;
+                leaving.leave.notify_one();
+            });
             Ok(Bytes::new())
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Removing by name took the node that lives, and left the dead one.
+    #[test]
+    fn a_name_that_two_nodes_have_means_neither() {
+        let (first, second, other) = (NodeId::new(1), NodeId::new(2), NodeId::new(3));
+        let members = || [(first, "edge-2"), (other, "edge-0"), (second, "edge-2")].into_iter();
+
+        assert_eq!(called("edge-0", members()), Ok(other));
+        assert_eq!(called(&second.to_string(), members()), Ok(second));
+        assert_eq!(called("edge-7", members()), Err(ChangeError::NotFound));
+        let Err(ChangeError::Refused { code: "several_nodes", reason }) = called("edge-2", members()) else {
+            panic!("a name of two nodes was taken for one");
+        };
+        assert!(reason.contains(&first.to_string()) && reason.contains(&second.to_string()), "{reason}");
     }
 }
