@@ -424,12 +424,6 @@ impl TestCluster {
         run(&self.plan.binary, &[&["run", "--config", &path], arguments].concat(), &[]).await
     }
 
-    /// Gives a later node the seeds' place in the files written from now on: a cluster that was founded differently.
-    pub fn set_seeds(&mut self, numbers: &[usize]) {
-        let seed = |number: &usize| (self.members[*number].name.clone(), self.members[*number].address);
-        self.plan.seeds = numbers.iter().map(seed).collect();
-    }
-
     /// `seeds: {…}` of some of the nodes, as [`TestCluster::write_found_by`] takes it.
     pub fn seeds_of(&self, numbers: &[usize]) -> String {
         let seeds: Vec<_> = numbers.iter().map(|number| &self.members[*number]).collect();

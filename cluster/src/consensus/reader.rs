@@ -25,7 +25,9 @@ pub enum NotRead {
     #[error("the member is being removed")]
     Leaving,
     /// The leader counts by its own, and would count the asker out too early or too late.
-    #[error("the asker would serve for {asker:?} on what it knows, and the leader counts with {leader:?}; give all nodes the same `cluster.stale_max`")]
+    #[error(
+        "the asker would serve for {asker:?} on what it knows, and the leader counts with {leader:?}; give all nodes the same `cluster.stale_max`"
+    )]
     StaleMax { asker: std::time::Duration, leader: std::time::Duration },
     #[error("{WAITING_MAX} questions are waiting already")]
     Busy,
