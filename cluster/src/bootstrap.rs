@@ -132,7 +132,12 @@ impl Bootstrap {
             return Ok(self.again(home));
         }
         if self.introduction.seeds.is_empty() && self.introduction.join.is_empty() {
-            return self.alone().await;
+            if let Some(found) = self.alone().await? {
+                return Ok(found);
+            }
+            // It promised another node, when it still had seeds: it founds nothing of its own.
+            say(&self.promised_elsewhere());
+            std::future::pending::<()>().await;
         }
         let mut said = String::new();
         loop {
@@ -198,7 +203,18 @@ impl Bootstrap {
         }
     }
 
-    async fn alone(&self) -> Result<Found, BootstrapError> {
+    fn promised_elsewhere(&self) -> String {
+        let promised = self.known.lock().promised.clone();
+        let promised = promised.map(|promise| format!("`{}` (node {})", promise.founder, promise.node));
+        format!(
+            "this node promised {} to found no cluster of its own; give it its seeds back, or start with an empty data \
+             directory",
+            promised.unwrap_or_else(|| "another node".to_owned())
+        )
+    }
+
+    /// `None` when another was promised.
+    async fn alone(&self) -> Result<Option<Found>, BootstrapError> {
         let home = Home { cluster: new_cluster()?, epoch: Epoch::default() };
         let Introduction { me, place, .. } = &*self.introduction;
         let voters = BTreeMap::from([(*me, place.clone())]);
@@ -209,9 +225,16 @@ impl Bootstrap {
             seeds: Seeds::default(),
             voters: voters.clone(),
         };
-        self.keep_promise(promise).await?;
+        if !self.keep_promise(promise).await? {
+            let own = self.known.lock().promised.clone().filter(|promise| promise.node == *me);
+            let Some(own) = own else { return Ok(None) };
+            // A life before promised itself and died before it founded.
+            let home = Home { cluster: own.cluster, epoch: Epoch::default() };
+            self.keep_home(home).await?;
+            return Ok(Some(Found::Founder { home, voters: own.voters }));
+        }
         self.keep_home(home).await?;
-        Ok(Found::Founder { home, voters })
+        Ok(Some(Found::Founder { home, voters }))
     }
 
     async fn round(&self, transport: &dyn Transport) -> Result<Round, BootstrapError> {

@@ -82,6 +82,8 @@ pub struct Timing {
     pub election_max: Duration,
     /// How old what a node serves from may be.
     pub stale_max: Duration,
+    /// The largest `stale_max` this node ever counted with: what was granted by it may still run.
+    pub stale_held: Duration,
     /// Log entries between two snapshots.
     pub snapshot_every: u64,
     /// Entries kept behind a snapshot, so that who is only a little behind needs no snapshot.
@@ -96,6 +98,7 @@ impl Default for Timing {
             election_min: Duration::from_millis(600),
             election_max: Duration::from_secs(1),
             stale_max: Duration::from_mins(1),
+            stale_held: Duration::ZERO,
             snapshot_every: SNAPSHOT_EVERY,
             kept_behind: KEPT_BEHIND,
             patience: voters::Patience::default(),
@@ -205,7 +208,7 @@ impl Consensus {
         let network = Network::new(Arc::clone(&transport));
         let raft = Raft::new(me, config, network, store, machine).await.map_err(StartError::Raft)?;
 
-        let grants = Arc::new(Grants::new(timing.stale_max));
+        let grants = Arc::new(Grants::new(timing.stale_max.max(timing.stale_held)));
         let (proposer, proposing) = Proposer::new(me, raft.clone());
         let (reader, reading) = Reader::new(raft.clone());
         let (controller, controlling) = Controller::new(me, &raft, Arc::clone(&grants), clock, timing.patience);
@@ -322,10 +325,10 @@ impl Consensus {
     /// Gets `act` into the log, applied exactly once, wherever the leader is.
     pub async fn propose(&self, act: Act, author: Author, within: Duration) -> Result<Accepted, ProposeError> {
         let (number, token) = self.0.tokens.lock().take(self.incarnation());
+        // Also when whoever asked gives up: a number that stays open holds up the floor of all that follow.
+        let _open = Open { tokens: &self.0.tokens, number };
         let command = Command::new(author, self.0.clock.wall(), act).with_token(token);
-        let outcome = self.submit(command, within).await;
-        self.0.tokens.lock().done(number);
-        outcome
+        self.submit(command, within).await
     }
 
     async fn submit(&self, command: Command, within: Duration) -> Result<Accepted, ProposeError> {
@@ -368,6 +371,9 @@ impl Consensus {
     async fn propose_here(&self, command: Command, until: Instant) -> Result<Accepted, NotProposed> {
         if !self.0.log.has_headroom() {
             return Err(NotProposed::NoSpace);
+        }
+        if !command.is_known() {
+            return Err(NotProposed::Newer);
         }
         self.0.proposer.propose(command, until).await
     }
@@ -640,6 +646,18 @@ struct Tokens {
     open: std::collections::BTreeSet<u64>,
 }
 
+/// A number under way; dropped, it is done.
+struct Open<'a> {
+    tokens: &'a Mutex<Tokens>,
+    number: u64,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.tokens.lock().done(self.number);
+    }
+}
+
 impl Tokens {
     fn take(&mut self, incarnation: Incarnation) -> (u64, Token) {
         self.next += 1;
@@ -650,5 +668,25 @@ impl Tokens {
 
     fn done(&mut self, number: u64) {
         self.open.remove(&number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever hangs up must not hold up the floor: else every later command of this life is refused in the end.
+    #[test]
+    fn a_number_is_done_also_when_its_command_is_given_up() {
+        let tokens = Mutex::new(Tokens::default());
+        let (first, _) = tokens.lock().take(Incarnation::new(1));
+        let (second, token) = tokens.lock().take(Incarnation::new(1));
+        assert_eq!(token.floor, first);
+
+        drop(Open { tokens: &tokens, number: first });
+        drop(Open { tokens: &tokens, number: second });
+
+        let (third, token) = tokens.lock().take(Incarnation::new(1));
+        assert_eq!(token.floor, third);
     }
 }

@@ -63,7 +63,11 @@ impl Grants {
         match term {
             None => inner.leading = None,
             Some(term) if inner.leading.is_some_and(|leading| leading.term == term) => {}
-            Some(term) => inner.leading = Some(Leading { term, since: now }),
+            Some(term) => {
+                inner.leading = Some(Leading { term, since: now });
+                // Who was to leave in an earlier lead may have left, returned and stayed.
+                inner.leaving.clear();
+            }
         }
     }
 
@@ -181,6 +185,19 @@ mod tests {
 
         grants.stays(node(1));
         assert_eq!(grants.note(node(1), at(7)), Ok(()));
+    }
+
+    /// A removal of an earlier lead may be long over: its member may have returned.
+    #[test]
+    fn nobody_leaves_any_more_in_a_new_lead() {
+        let grants = Grants::new(STALE_MAX);
+        grants.leads(Some(1), at(0));
+        grants.leaves(node(1));
+
+        grants.leads(None, at(1));
+        grants.leads(Some(3), at(2));
+
+        assert_eq!(grants.note(node(1), at(3)), Ok(()));
     }
 
     #[test]

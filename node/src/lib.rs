@@ -208,7 +208,10 @@ async fn belong(
 ) -> Result<Publisher, StartError> {
     if !member.is_shared() {
         member.belong().await?;
-        return Ok(Publisher::start(member, gateway, loaded));
+        let publisher = Publisher::start(member, gateway, loaded);
+        // What the file says must not serve before what was revoked since is known.
+        member.published().await;
+        return Ok(publisher);
     }
     let publisher = Publisher::start(member, gateway, loaded);
     member.belong_in_time(gateway);

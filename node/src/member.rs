@@ -73,6 +73,7 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 
 const NODE_KEY: &str = "node-key";
 const GENERATION: &str = "generation";
+const STALE_HELD: &str = "stale-held";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -244,7 +245,7 @@ impl Member {
             incarnation: AtomicU64::new(0),
             gateway: OnceLock::new(),
         }));
-        let timing = timing(&config);
+        let timing = Timing { stale_held: stale_held(&data, config.config.cluster.stale_max)?, ..timing(&config) };
         let (published, in_force) = watch::channel(0);
         let observer = Box::new(watching.clone());
         let ground = ground(&data, me, &transport, observer, in_force, timing, &tasks, &trail)?;
@@ -337,6 +338,14 @@ impl Member {
         self.declare().await?;
         self.enter(Phase::Member);
         Ok(())
+    }
+
+    /// Returns once this node serves by everything it has applied so far.
+    pub async fn published(&self) {
+        let applied = self.0.consensus.progress().borrow().applied.unwrap_or_default();
+        let mut published = self.0.published.subscribe();
+        // It ends with the node.
+        let _ended = published.wait_for(|known| *known >= applied).await.is_err();
     }
 
     /// The same beside everything else, however long it takes; then the gate is kept open.
@@ -594,6 +603,18 @@ fn ground(
         timing,
         tasks: tasks.clone(),
     })
+}
+
+/// The largest `stale_max` this node ever had: grants of an earlier life may still run by it.
+fn stale_held(data: &DataDir, now: Duration) -> Result<Duration, MemberError> {
+    let cells = data.cells();
+    let stored = cells.get(STALE_HELD)?.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+    let held = now.max(Duration::from_millis(stored.unwrap_or_default()));
+    let millis = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+    if stored != Some(millis) {
+        cells.set(STALE_HELD, &millis.to_le_bytes())?;
+    }
+    Ok(held)
 }
 
 /// Made with the directory, and kept as long as it is.

@@ -248,3 +248,21 @@ async fn a_node_of_another_cluster_waits_and_says_what_to_do() {
     net.down("x");
     assert!(net.outcome(&sent).await.is_ok(), "nobody there, nothing to be mistaken about");
 }
+
+/// Whoever takes its seeds away must not make a founder of a node that promised another.
+#[tokio::test(start_paused = true)]
+async fn who_promised_another_founds_nothing_alone_either() {
+    let disk = cells();
+    let b = node(2, "b", &["a", "b"], &disk);
+    let promise = Promise::new(
+        &Founder { node: NodeId::new(1), place: Place { name: "a".to_owned(), ..Place::default() } },
+        ClusterId::new([7; 16]),
+        Seeds::of(&b.introduction.seeds),
+        &BTreeMap::new(),
+    );
+    assert!(b.keep_promise(promise).await.unwrap());
+
+    let waits = Net::default().outcome(&node(2, "b", &[], &disk)).await.unwrap_err();
+
+    assert!(waits.contains("promised `a`"), "{waits}");
+}

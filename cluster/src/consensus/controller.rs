@@ -26,6 +26,9 @@ pub const MEMBERS_MAX: usize = 64;
 /// Changes asked for that wait for the one under way.
 const WAITING_MAX: usize = 64;
 
+/// How long one change may take; whoever wants it asks again.
+const CHANGE_MAX: Duration = Duration::from_secs(15);
+
 /// Between two looks at whether something is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -174,37 +177,47 @@ impl Work {
         // Who asks has just started: whatever it left for is over.
         self.heard.lock().draining.remove(&node);
         if view.members.contains_key(&node) {
+            self.grants.stays(node);
             return Ok(());
         }
         if view.members.len() >= MEMBERS_MAX {
             return Err(NotChanged::Full { members: view.members.len() });
         }
         self.grants.stays(node);
-        self.raft.add_learner(node, place, false).await.map(drop).map_err(refused)
+        in_time(self.raft.add_learner(node, place, false)).await
     }
 
     /// Who votes no longer stays a member.
     async fn vote(&self, voters: BTreeSet<NodeId>) -> Result<(), NotChanged> {
-        self.raft.change_membership(voters, true).await.map(drop).map_err(refused)
+        in_time(self.raft.change_membership(voters, true)).await
     }
 
     /// Only once no grant of its runs: until then it may serve what it knows. From now on it gets none.
     async fn remove(&self, node: NodeId) -> Result<(), NotChanged> {
-        self.grants.leaves(node);
+        let removed = self.remove_without_grant(node).await;
+        if removed.is_err() {
+            self.grants.stays(node);
+        }
+        removed
+    }
+
+    async fn remove_without_grant(&self, node: NodeId) -> Result<(), NotChanged> {
         loop {
             let term = match self.leading() {
                 Some(metrics) => metrics.current_term,
                 None => return Err(NotChanged::NotLeader { leader: None }),
             };
+            // Each time: a new lead begins without anyone who leaves.
+            self.grants.leaves(node);
             if self.grants.expires(node, term).is_some_and(|expires| expires <= self.clock.now()) {
                 break;
             }
             tokio::time::sleep(GRANT_LOOK).await;
         }
-        let removed = self.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([node])), false).await;
+        in_time(self.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([node])), false)).await?;
         self.heard.lock().draining.remove(&node);
         self.heard.lock().alive.remove(&node);
-        removed.map(drop).map_err(refused)
+        Ok(())
     }
 
     fn leading(&self) -> Option<Metrics> {
@@ -245,6 +258,16 @@ impl Work {
             members.insert(*node, known);
         }
         Some(View { me: self.me, voters: membership.voter_ids().collect(), members })
+    }
+}
+
+/// A leader without a quorum may wait for ever, and one that was deposed meanwhile too; the next change does not.
+async fn in_time<T>(
+    change: impl Future<Output = Result<T, RaftError<NodeId, ClientWriteError<NodeId, Place>>>>,
+) -> Result<(), NotChanged> {
+    match tokio::time::timeout(CHANGE_MAX, change).await {
+        Ok(done) => done.map(drop).map_err(refused),
+        Err(_elapsed) => Err(NotChanged::Consensus { cause: format!("no majority took part within {CHANGE_MAX:?}") }),
     }
 }
 

@@ -60,6 +60,9 @@ pub enum NotProposed {
     /// It was proposed, and whether it will be applied is for a majority to say.
     #[error("no majority has confirmed the command yet")]
     Undecided,
+    /// Nothing was proposed: members that know less could not apply it.
+    #[error("the command is of a newer version than the leader knows; update the leader's node")]
+    Newer,
 }
 
 type Answer = oneshot::Sender<Result<Accepted, NotProposed>>;

@@ -174,9 +174,9 @@ impl World {
         let Some(life) = node.life.take() else { return };
         self.network.unplug(node.id);
         if power {
-            node.medium.crash(seed)
+            node.medium.crash(seed);
         } else {
-            node.medium.kill()
+            node.medium.kill();
         }
         // The dead life's disk fails at once whatever it is asked; someone must ask, or its log would be waited for.
         let stopped = tokio::time::timeout(STOP_MAX, life.consensus.stop()).await;

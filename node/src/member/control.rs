@@ -65,7 +65,7 @@ impl MemberControl {
     }
 
     async fn make(&self, change: Change, context: Context) -> Result<Changed, ChangeError> {
-        let takes_away = self.takes_away(&change);
+        let takes_away = Self::takes_away(&change);
         let (version, accepted) = self.decide(change, &context).await?;
         let consensus = self.member.consensus();
         let mut published = self.member.0.published.subscribe();
@@ -175,13 +175,14 @@ impl MemberControl {
     }
 
     /// Whether someone may do less after it than before: then it returns when that is so everywhere.
-    fn takes_away(&self, change: &Change) -> bool {
+    fn takes_away(change: &Change) -> bool {
         match change {
             Change::Delete { .. } | Change::Revoke { .. } => true,
             Change::SwitchProvider { off, .. } => *off,
-            Change::Put { kind, name, .. } => {
+            // Whether it is there already, this node may not know yet.
+            Change::Put { kind, expected, .. } => {
                 let may_narrow = matches!(kind, Kind::Keys | Kind::Roles | Kind::Routes | Kind::Tenants);
-                may_narrow && self.member.consensus().read(|register| register.get(*kind, name).is_some())
+                may_narrow && *expected != Expected::Absent
             }
         }
     }

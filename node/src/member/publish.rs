@@ -3,6 +3,7 @@
 //! An entry counts as published when every request that arrives from then on sees what it changed: freshness and the
 //! barrier of P-REVOKE stand on that.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use actors::ingress::pipeline::{Gateway, Published};
@@ -10,10 +11,12 @@ use arc_swap::ArcSwap;
 use cluster::directory::Directory;
 use cluster::directory::provider::Provider;
 use cluster::directory::secret::{SecretRef, SecretSource};
+use cluster::directory::wire::Spec;
+use cluster::register::{Kind, Origin, Register};
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
-use super::Member;
+use super::{Member, secrets};
 use crate::config::environment;
 use crate::config::load::Loaded;
 use crate::config::reload::describe;
@@ -80,7 +83,17 @@ impl Publisher {
             warn!(%problem, "a resource of the cluster is left out here");
         }
         let loaded = self.loaded.load_full();
-        let secrets = |reference: &SecretRef| secret(&loaded, reference);
+        let declared = self.member.0.consensus.read(declared_references);
+        let secrets = |reference: &SecretRef| {
+            if declared.contains(reference) || secrets::is_allowed(&loaded.config, reference) {
+                return secret(&loaded, reference);
+            }
+            warn!(
+                place = reference.place(),
+                "this node's `admin.provider_secrets` does not name what a provider wants"
+            );
+            None
+        };
         let mut providers: Vec<Arc<Provider>> = directory.providers().cloned().collect();
         let policies: Vec<_> =
             providers.iter().map(|provider| (Arc::clone(&provider.name), provider.breaker)).collect();
@@ -102,6 +115,18 @@ impl Publisher {
             }
         }
     }
+}
+
+/// What providers of a configuration file refer to. What those made through the API may use is for each node to say.
+fn declared_references(register: &Register) -> HashSet<SecretRef> {
+    let declared = register.list(Kind::Providers, None).filter(|stored| stored.origin == Origin::File);
+    let mut references = HashSet::new();
+    for stored in declared {
+        if let Ok(Spec::Provider(spec)) = Spec::read(Kind::Providers, stored.spec) {
+            references.extend(spec.api_key.into_iter().chain(spec.api_keys));
+        }
+    }
+    references
 }
 
 /// What a reference stands for on this node: what its own file said, or what is found when looked for now.

@@ -25,7 +25,8 @@ pub fn check(config: &Config, spec: &ProviderSpec, problems: &mut Problems) {
     }
 }
 
-fn is_allowed(config: &Config, reference: &SecretRef) -> bool {
+/// Whether this node lets such a provider have it.
+pub fn is_allowed(config: &Config, reference: &SecretRef) -> bool {
     // A text in the request itself is refused elsewhere, with better words.
     if reference.is_none() || reference.literal().is_some() {
         return true;
