@@ -43,7 +43,7 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Show what a running node does.
     Status(status::StatusArgs),
-    /// Make the secret that the nodes of a cluster share.
+    /// Make the secret that the nodes of a cluster share; begin anew a cluster that was never founded.
     Cluster(cluster::ClusterArgs),
     /// Look at and change what the nodes of a cluster share, through any of them.
     Admin(admin::AdminArgs),
@@ -84,7 +84,7 @@ pub fn main<S: Service>() -> ExitCode {
         Command::Simulate(args) => exit(with_runtime(simulate(args))),
         Command::Keys(args) => exit(keys::keys(&args)),
         Command::Status(args) => exit(with_runtime(status::status(&args))),
-        Command::Cluster(args) => exit(cluster::cluster(&args)),
+        Command::Cluster(args) => exit(with_runtime(cluster::cluster(&args))),
         Command::Admin(args) => exit(with_runtime(admin::admin(&args))),
     }
 }

@@ -12,6 +12,7 @@
 mod control;
 mod files;
 mod first_key;
+mod forget;
 mod gossip;
 mod publish;
 mod secrets;
@@ -19,6 +20,7 @@ mod status;
 
 pub use control::MemberControl;
 pub use files::{FileError, FileOutcome};
+pub use forget::{ForgetError, forget_promise};
 pub use publish::Publisher;
 
 use std::net::SocketAddr;

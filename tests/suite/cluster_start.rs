@@ -231,3 +231,18 @@ async fn a_founder_that_lost_its_disk_joins_what_it_founded() {
 async fn a_node_that_lost_its_disk_joins_as_a_new_one_and_the_old_one_is_removed() {
     loses_its_disk(2).await;
 }
+
+/// The way to begin anew is no way out of a cluster that exists, nor one for a node that runs.
+#[tokio::test]
+async fn a_promise_stays_with_a_node_that_runs_or_is_a_member() {
+    let (_provider, mut cluster) = three().await;
+    let config = cluster[1].config_path().display().to_string();
+    let forget = async || run(binary!(), &["cluster", "forget-promise", "--config", &config], &[]).await;
+
+    let running = forget().await;
+    cluster.stop(1).await;
+    let member = forget().await;
+
+    assert!(!running.status.success() && running.stderr.contains("in use"), "{}", running.stderr);
+    assert!(!member.status.success() && member.stderr.contains("is a member of cluster"), "{}", member.stderr);
+}
