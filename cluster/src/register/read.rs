@@ -60,6 +60,12 @@ impl Register {
         Listing::new(&self.holdings, kind, after)
     }
 
+    /// Everything but the keys. There can be a hundred thousand of those, and no other resource refers to one.
+    pub fn shape(&self) -> impl Iterator<Item = (Kind, Stored<'_>)> {
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Keys);
+        kinds.flat_map(|kind| self.list(kind, None).map(move |stored| (kind, stored)))
+    }
+
     /// Every resource, with its kind.
     pub fn all(&self) -> impl Iterator<Item = (Kind, Stored<'_>)> {
         Kind::ALL.into_iter().flat_map(|kind| self.list(kind, None).map(move |stored| (kind, stored)))

@@ -49,7 +49,7 @@ pub struct Checked {
 /// Everything that would be wrong after the change and is not wrong already. Whether the resource exists, at which
 /// version and who declared it is for [`Register::apply`] to say.
 pub fn validate(register: &Register, change: Change<'_>, policy: Policy<'_>) -> Result<Checked, Problems> {
-    let mut resources = shape_of(register.all().filter(|(kind, _)| *kind != Kind::Keys));
+    let mut resources = shape_of(register.shape());
     let before = problems_of(&resources);
     let mut problems = Problems::new();
     let mut spec = None;
@@ -64,12 +64,12 @@ pub fn validate(register: &Register, change: Change<'_>, policy: Policy<'_>) -> 
             }
         }
         Change::Delete { kind, name } => {
-            let kept = |(of, stored): &(Kind, Stored<'_>)| *of != Kind::Keys && (*of != kind || stored.name != name);
-            resources = shape_of(register.all().filter(kept));
+            let kept = |(of, stored): &(Kind, Stored<'_>)| *of != kind || stored.name != name;
+            resources = shape_of(register.shape().filter(kept));
         }
         Change::File(file) => {
-            let kept = |(kind, stored): &(Kind, Stored<'_>)| *kind != Kind::Keys && stored.origin == Origin::Api;
-            resources = shape_of(register.all().filter(kept));
+            let kept = |(_kind, stored): &(Kind, Stored<'_>)| stored.origin == Origin::Api;
+            resources = shape_of(register.shape().filter(kept));
             for ((kind, name), text) in file.declared() {
                 match Spec::read(*kind, text) {
                     Ok(spec) => spec.put(name, &mut resources),
