@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use sled::{Batch, Db, Tree};
 
 use crate::cell::REJOIN;
@@ -51,6 +52,8 @@ struct Shared {
     file: Option<File>,
     on_fatal: OnFatal,
     broken: AtomicBool,
+    /// The newest index there may be a record of: what is above it needs no look before it is written.
+    newest: Mutex<Option<u64>>,
 }
 
 /// Why the trail does not open.
@@ -117,25 +120,43 @@ impl Trail {
     fn with(database: Db, file: Option<File>, on_fatal: OnFatal) -> Result<Self, TrailOpenError> {
         let damaged = |found: String| TrailOpenError::Damaged { found };
         let tree = database.open_tree(TREE).map_err(|error| damaged(error.to_string()))?;
-        let trail =
-            Self { shared: Arc::new(Shared { database, tree, file, on_fatal, broken: AtomicBool::new(false) }) };
+        let (broken, newest) = (AtomicBool::new(false), Mutex::default());
+        let trail = Self { shared: Arc::new(Shared { database, tree, file, on_fatal, broken, newest }) };
         trail.remove_torn_end().map_err(|error| damaged(error.to_string()))?;
+        *trail.shared.newest.lock() = trail.last().map_err(|error| damaged(error.to_string()))?;
         trail.flush().map_err(|error| damaged(error.to_string()))?;
         Ok(trail)
     }
 
     /// Writes the record of `index`; durable after the next [`flush`](Self::flush). Writing the same again changes nothing.
     pub fn append(&self, index: u64, record: &[u8]) -> Result<(), TrailError> {
-        if record.len() > RECORD_BYTES_MAX {
-            return Err(TrailError::TooLarge { found: record.len() });
-        }
-        if let Some(before) = self.get(index)? {
-            return if before == record { Ok(()) } else { Err(TrailError::Differs { index }) };
-        }
+        self.append_all(&[(index, record)])
+    }
+
+    /// As [`append`](Self::append), all or none of them: for less than one by one. No index may stand there twice.
+    pub fn append_all<R: AsRef<[u8]>>(&self, records: &[(u64, R)]) -> Result<(), TrailError> {
+        let newest = *self.shared.newest.lock();
         let mut batch = Batch::default();
-        for (number, chunk) in (0u16..).zip(codec::seal(VERSION, &[record]).chunks(CHUNK_BYTES)) {
-            batch.insert(&key_of(index, number), chunk);
+        for (index, record) in records {
+            let (index, record) = (*index, record.as_ref());
+            if record.len() > RECORD_BYTES_MAX {
+                return Err(TrailError::TooLarge { found: record.len() });
+            }
+            if newest.is_some_and(|newest| index <= newest)
+                && let Some(before) = self.get(index)?
+            {
+                if before == record {
+                    continue;
+                }
+                return Err(TrailError::Differs { index });
+            }
+            for (number, chunk) in (0u16..).zip(codec::seal(VERSION, &[record]).chunks(CHUNK_BYTES)) {
+                batch.insert(&key_of(index, number), chunk);
+            }
         }
+        let mut newest = self.shared.newest.lock();
+        *newest = records.iter().map(|(index, _record)| *index).max().max(*newest);
+        drop(newest);
         self.shared.tree.apply_batch(batch).map_err(failed)
     }
 
@@ -304,6 +325,24 @@ mod tests {
         assert!(matches!(other, Err(TrailError::Differs { index: 1 })));
         assert!(matches!(large, Err(TrailError::TooLarge { .. })));
         assert_eq!(trail.range(0, 9).unwrap(), [(1, b"first".to_vec())]);
+    }
+
+    #[test]
+    fn of_several_records_all_are_written_or_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let trail = open_at(directory.path());
+        trail.append_all(&[(1, "first"), (3, "third")]).unwrap();
+        trail.flush().unwrap();
+        drop(trail);
+        let trail = open_at(directory.path());
+
+        let other = trail.append_all(&[(2, "second"), (3, "another"), (4, "fourth")]);
+        let again = trail.append_all(&[(1, "first"), (3, "third"), (4, "fourth")]);
+
+        assert!(matches!(other, Err(TrailError::Differs { index: 3 })));
+        assert!(again.is_ok());
+        let indices: Vec<u64> = trail.range(0, 9).unwrap().into_iter().map(|(index, _record)| index).collect();
+        assert_eq!(indices, [1, 3, 4]);
     }
 
     /// sled would write a large leaf into a file that it never syncs.

@@ -259,12 +259,9 @@ impl Kept {
 }
 
 fn write_down(trail: &Trail, audited: &[AuditRecord]) -> Result<(), StorageError> {
-    for record in audited {
-        let bytes = encode(record, ErrorSubject::StateMachine)?;
-        let written = trail.append(record.index, &bytes);
-        written.map_err(|error| failed(ErrorSubject::StateMachine, ErrorVerb::Write, &error))?;
-    }
-    Ok(())
+    let written = |record: &AuditRecord| Ok((record.index, encode(record, ErrorSubject::StateMachine)?));
+    let records: Vec<_> = audited.iter().map(written).collect::<Result<_, StorageError>>()?;
+    trail.append_all(&records).map_err(|error| failed(ErrorSubject::StateMachine, ErrorVerb::Write, &error))
 }
 
 /// A register that skipped what others applied would part from theirs. Members announce what they know and nothing newer
