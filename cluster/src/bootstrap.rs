@@ -230,25 +230,23 @@ impl Bootstrap {
             let Some(own) = own else { return Ok(None) };
             // A life before promised itself and died before it founded.
             let home = Home { cluster: own.cluster, epoch: Epoch::default() };
-            self.keep_home(home).await?;
-            return Ok(Some(Found::Founder { home, voters: own.voters }));
+            let kept = self.keep_home(home).await?.is_none();
+            return Ok(kept.then_some(Found::Founder { home, voters: own.voters }));
         }
-        self.keep_home(home).await?;
-        Ok(Some(Found::Founder { home, voters }))
+        let kept = self.keep_home(home).await?.is_none();
+        Ok(kept.then_some(Found::Founder { home, voters }))
     }
 
     async fn round(&self, transport: &dyn Transport) -> Result<Round, BootstrapError> {
         let addresses = self.addresses();
         let asked = addresses.iter().map(|(_name, address)| ask::<_, Hello>(transport, address, Service::HELLO, &()));
         let answers = join_all(asked).await;
-        let known = self.known.lock().clone();
         for (_node, hello) in answers.iter().flatten() {
             let Some(home) = hello.home else { continue };
-            if let Some(promise) = known.promised.as_ref().filter(|promise| promise.cluster != home.cluster) {
-                return Ok(Round::Waits(promise.elsewhere(&hello.name, home.cluster)));
-            }
-            self.keep_home(home).await?;
-            return Ok(Round::Found(Found::Member { home }));
+            return Ok(match self.keep_home(home).await? {
+                Some(promise) => Round::Waits(promise.elsewhere(&hello.name, home.cluster)),
+                None => Round::Found(Found::Member { home }),
+            });
         }
         let seeds = Seeds::of(&self.introduction.seeds);
         match seeds.founder() {
@@ -305,7 +303,9 @@ impl Bootstrap {
             }
         }
         let home = Home { cluster: promise.cluster, epoch: Epoch::default() };
-        self.keep_home(home).await?;
+        if let Some(other) = self.keep_home(home).await? {
+            return Ok(Round::Waits(other.elsewhere(&promise.founder, home.cluster)));
+        }
         info!(cluster = %home.cluster, voters = promise.voters.len(), "a new cluster");
         Ok(Round::Found(Found::Founder { home, voters: promise.voters }))
     }
@@ -319,7 +319,8 @@ impl Bootstrap {
         let founder = Founder { node: *me, place: place.clone() };
         let promise = Promise::new(&founder, new_cluster()?, seeds, others);
         self.keep_promise(promise.clone()).await?;
-        Ok(promise)
+        // Another may have asked for one meanwhile, and got it.
+        Ok(self.known.lock().promised.clone().unwrap_or(promise))
     }
 
     /// Withdraws a promise, if it can be: not while its founder answers, nor once the cluster exists.
@@ -336,10 +337,18 @@ impl Bootstrap {
         {
             return Err(NotForgotten::Answers { founder: promise.founder, node });
         }
-        let cells = self.cells.clone();
-        blocking(move || cells.remove(PROMISE).map_err(BootstrapError::Cell)).await.map_err(NotForgotten::Disk)?;
-        self.known.lock().promised = None;
-        Ok(())
+        let (cells, known) = (self.cells.clone(), Arc::clone(&self.known));
+        let forgotten = blocking(move || {
+            let mut known = known.lock();
+            // While the founder was asked, it may have founded, or another may have been promised.
+            if known.home.is_some() || known.promised.as_ref() != Some(&promise) {
+                return Ok(Err(NotForgotten::Changed));
+            }
+            cells.remove(PROMISE).map_err(BootstrapError::Cell)?;
+            known.promised = None;
+            Ok(Ok(()))
+        });
+        forgotten.await.map_err(NotForgotten::Disk)?
     }
 
     /// Where the nodes at these addresses, and those of the configuration, gossip: those that answer.
@@ -371,19 +380,21 @@ impl Bootstrap {
         Hello { node: *me, name: place.name.clone(), gossip: gossip.clone(), home, promised }
     }
 
+    /// Two may ask at once, and this node may find a cluster meanwhile: what it answers by is locked until it is written.
     async fn promise(&self, asks: Asks) -> Result<Answer, BootstrapError> {
-        let Known { home, promised } = self.known.lock().clone();
         let own = Seeds::of(&self.introduction.seeds);
-        let answer = asks.answer(&own, promised.as_ref(), home.map(|home| home.cluster));
-        if answer == Answer::Promised && promised.is_none() {
-            // Two may ask at once; only one is written.
-            let mut promise = asks.promise;
-            promise.voters = BTreeMap::new();
-            if !self.keep_promise(promise).await? {
-                return Ok(Answer::Refused { why: "it has just promised someone else".to_owned() });
+        let (cells, known) = (self.cells.clone(), Arc::clone(&self.known));
+        blocking(move || {
+            let mut known = known.lock();
+            let answer = asks.answer(&own, known.promised.as_ref(), known.home.map(|home| home.cluster));
+            if answer == Answer::Promised && known.promised.is_none() {
+                let promise = Promise { voters: BTreeMap::new(), ..asks.promise };
+                write_cell(&cells, PROMISE, &promise)?;
+                known.promised = Some(promise);
             }
-        }
-        Ok(answer)
+            Ok(answer)
+        })
+        .await
     }
 
     /// False when another promise was kept meanwhile.
@@ -401,12 +412,17 @@ impl Bootstrap {
         .await
     }
 
-    async fn keep_home(&self, home: Home) -> Result<(), BootstrapError> {
+    /// `Some`: it is not kept, since this node promised to join another and none but that.
+    async fn keep_home(&self, home: Home) -> Result<Option<Promise>, BootstrapError> {
         let (cells, known) = (self.cells.clone(), Arc::clone(&self.known));
         blocking(move || {
+            let mut known = known.lock();
+            if let Some(promise) = known.promised.as_ref().filter(|promise| promise.cluster != home.cluster) {
+                return Ok(Some(promise.clone()));
+            }
             write_cell(&cells, CLUSTER, &home)?;
-            known.lock().home = Some(home);
-            Ok(())
+            known.home = Some(home);
+            Ok(None)
         })
         .await
     }
@@ -439,6 +455,10 @@ pub enum NotForgotten {
     Member { cluster: ClusterId },
     #[error("`{founder}` (node {node}), to whom it was given, answers; stop that node first")]
     Answers { founder: String, node: NodeId },
+    #[error(
+        "the promise, or what this node belongs to, changed while its founder was asked; look at `status`, then try again"
+    )]
+    Changed,
     #[error("the promise could not be removed")]
     Disk(#[source] BootstrapError),
 }

@@ -7,6 +7,8 @@ use storage::disk::simulated::SimulatedDisk;
 #[derive(Clone, Default)]
 struct Net {
     nodes: Arc<Mutex<HashMap<String, Bootstrap>>>,
+    /// Promised by this node the next time anyone is asked anything, before the answer.
+    meanwhile: Arc<Mutex<Option<(Bootstrap, Promise)>>>,
 }
 
 impl Transport for Net {
@@ -30,7 +32,11 @@ impl Transport for Net {
     ) -> BoxFuture<'static, Result<(NodeId, Bytes), CallError>> {
         let node = self.nodes.lock().get(address).cloned();
         let address = address.to_owned();
+        let meanwhile = self.meanwhile.lock().take();
         async move {
+            if let Some((bootstrap, promise)) = meanwhile {
+                assert!(bootstrap.keep_promise(promise).await.unwrap());
+            }
             let Some(bootstrap) = node else {
                 return Err(CallError::Unreachable { address, why: "it is down".to_owned() });
             };
@@ -90,6 +96,11 @@ fn three(net: &Net) -> Vec<(Bootstrap, Cells)> {
             (bootstrap, cells)
         })
         .collect()
+}
+
+fn promise_to(id: u64, name: &str, by: &Bootstrap) -> Promise {
+    let founder = Founder { node: NodeId::new(id), place: Place { name: name.to_owned(), ..Place::default() } };
+    Promise::new(&founder, ClusterId::new([7; 16]), Seeds::of(&by.introduction.seeds), &BTreeMap::new())
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,12 +220,7 @@ async fn who_promised_one_joins_no_other_cluster() {
     let net = Net::default();
     let disk = cells();
     let b = node(2, "b", &["a", "b"], &disk);
-    let promise = Promise::new(
-        &Founder { node: NodeId::new(1), place: Place { name: "a".to_owned(), ..Place::default() } },
-        ClusterId::new([7; 16]),
-        Seeds::of(&b.introduction.seeds),
-        &BTreeMap::new(),
-    );
+    let promise = promise_to(1, "a", &b);
     b.keep_promise(promise).await.unwrap();
     let elsewhere = node(5, "a", &[], &cells());
     net.outcome(&elsewhere).await.unwrap();
@@ -254,15 +260,35 @@ async fn a_node_of_another_cluster_waits_and_says_what_to_do() {
 async fn who_promised_another_founds_nothing_alone_either() {
     let disk = cells();
     let b = node(2, "b", &["a", "b"], &disk);
-    let promise = Promise::new(
-        &Founder { node: NodeId::new(1), place: Place { name: "a".to_owned(), ..Place::default() } },
-        ClusterId::new([7; 16]),
-        Seeds::of(&b.introduction.seeds),
-        &BTreeMap::new(),
-    );
+    let promise = promise_to(1, "a", &b);
     assert!(b.keep_promise(promise).await.unwrap());
 
     let waits = Net::default().outcome(&node(2, "b", &[], &disk)).await.unwrap_err();
 
     assert!(waits.contains("promised `a`"), "{waits}");
+}
+
+/// Between what a node knew when it asked and what it does with the answers, it may have promised.
+#[tokio::test(start_paused = true)]
+async fn a_promise_given_while_others_are_asked_binds() {
+    let net = Net::default();
+    let other = node(5, "x", &[], &cells());
+    net.outcome(&other).await.unwrap();
+    net.up("x", &other);
+    let joins = node(2, "b", &["a", "b", "x"], &cells());
+    *net.meanwhile.lock() = Some((joins.clone(), promise_to(1, "a", &joins)));
+
+    let waits = net.outcome(&joins).await.unwrap_err();
+
+    assert!(waits.contains("promised `a`"), "{waits}");
+
+    let fellow = node(2, "b", &["a", "b"], &cells());
+    net.up("b", &fellow);
+    let founds = node(1, "a", &["a", "b"], &cells());
+    *net.meanwhile.lock() = Some((founds.clone(), promise_to(9, "a", &founds)));
+
+    let waits = net.outcome(&founds).await.unwrap_err();
+
+    assert!(waits.contains("this node promised"), "{waits}");
+    assert!(founds.known.lock().home.is_none() && fellow.known.lock().promised.is_none());
 }
