@@ -1,0 +1,43 @@
+//! What must hold of accounts, whatever happened: used by properties, simulations and fault runs alike.
+
+use super::book::Book;
+use super::lease::Lease;
+use crate::id::Incarnation;
+
+/// What does not hold, and with which numbers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("{held} are held of a limit that was never above {most}")]
+    Overdrawn { held: u64, most: u64 },
+    #[error("{spent} were spent of a limit that was never above {most}")]
+    Overspent { spent: u64, most: u64 },
+    #[error("the lease of life {incarnation:?} spends {busy} of {rights} rights, with {mark} marked")]
+    BeyondRights { incarnation: Incarnation, busy: u64, rights: u64, mark: u64 },
+    #[error("life {incarnation:?} has {busy} in use, and the ledger lets it hold {held}")]
+    BeyondLine { incarnation: Incarnation, busy: u64, held: u64 },
+}
+
+/// I1: what all hold stays within the limit, or within the highest that was in force. Not so where calls used more than
+/// their bound.
+pub fn within_limit(book: &Book, most: u64) -> Result<(), Broken> {
+    let held = book.held();
+    if held > most { Err(Broken::Overdrawn { held, most }) } else { Ok(()) }
+}
+
+/// I2, both sides of it: a node has in use no more than it may, and the ledger counts at least that as spent.
+pub fn within_rights(incarnation: Incarnation, lease: &Lease, on_disk: u64, book: &Book) -> Result<(), Broken> {
+    let (busy, rights) = (lease.busy(), lease.rights());
+    if busy > rights || busy > on_disk {
+        return Err(Broken::BeyondRights { incarnation, busy, rights, mark: on_disk });
+    }
+    let held = book.line(incarnation).map_or(0, super::book::Line::held);
+    if busy > held {
+        return Err(Broken::BeyondLine { incarnation, busy, held });
+    }
+    Ok(())
+}
+
+/// I3, P-MONEY: what providers may bill never exceeds the limit.
+pub fn within_budget(spent: u64, most: u64) -> Result<(), Broken> {
+    if spent > most { Err(Broken::Overspent { spent, most }) } else { Ok(()) }
+}
