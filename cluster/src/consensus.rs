@@ -318,6 +318,7 @@ impl Consensus {
             | Reply::Older { .. }
             | Reply::Unchanged
             | Reply::Conflict { .. }
+            | Reply::Told(_)
             | Reply::Refused(_)) => Err(StartedError::Refused { reply: format!("{other:?}") }),
         }
     }
@@ -372,10 +373,18 @@ impl Consensus {
         if !self.0.log.has_headroom() {
             return Err(NotProposed::NoSpace);
         }
-        if !command.is_known() {
+        if !command.is_known() || !self.all_know(&command) {
             return Err(NotProposed::Newer);
         }
         self.0.proposer.propose(command, until).await
+    }
+
+    /// Whether every member can apply it: one that cannot would have to stop.
+    fn all_know(&self, command: &Command) -> bool {
+        command.version <= 1
+            || self.read(|register| {
+                register.members().iter().all(|(_node, member)| member.info.format >= u32::from(command.version))
+            })
     }
 
     /// Returns when every member publishes entry `index`, or serves nothing any more (P-REVOKE).

@@ -19,12 +19,15 @@ mod validate;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::id::{Incarnation, NodeId};
+use crate::ledger::accounts::Place;
+use crate::ledger::book::Statement;
 use serde::{Deserialize, Serialize};
 
 pub use bytes::DecodeError;
 pub use command::{
     Act, Applied, AuditRecord, Author, COMMAND_VERSION, Changed, Command, Expected, KeyRef, Kind, MemberInfo, Origin,
-    Refusal, Reply, Token,
+    QUOTA_MAX, Refusal, Reply, Token,
 };
 pub use file::{Declared, Digest, FILE_BYTES_MAX, FileResources, PART_BYTES_MAX};
 pub use holdings::{ENTRIES_MAX, KEYS_MAX, REVOKED_MAX, SPEC_BYTES_MAX, Tombstone};
@@ -34,6 +37,7 @@ pub use staging::STAGINGS_MAX;
 pub use tokens::TOKENS_MAX;
 pub use validate::{Change, Checked, Policy, difference, validate};
 
+use crate::ledger::accounts::Accounts;
 use holdings::{Holdings, Tally};
 use staging::{Part, Stagings};
 use tokens::Tokens;
@@ -59,6 +63,7 @@ pub struct Register {
     file: FileState,
     stagings: Stagings,
     audit: VecDeque<AuditRecord>,
+    accounts: Accounts,
 }
 
 /// Which file's declarations are in force.
@@ -127,8 +132,12 @@ impl Register {
     fn act(&mut self, act: &Act) -> Outcome {
         match act {
             Act::Started { node, nonce, member } => {
+                let before = self.members.get(*node).map(|member| member.incarnation);
                 match self.members.started(self.serial, *node, *nonce, member, &mut self.tokens) {
                     Ok((incarnation, members)) => {
+                        if let Some(before) = before.filter(|before| *before != incarnation) {
+                            self.accounts.end(before);
+                        }
                         let changed = Changed { members, ..Changed::default() };
                         Outcome::quiet(Reply::Incarnation(incarnation), changed)
                     }
@@ -141,6 +150,9 @@ impl Register {
                 Outcome::noted(changed, Note::of_node("admit", node.to_string()))
             }
             Act::Remove { node } => {
+                if let Some(member) = self.members.get(*node) {
+                    self.accounts.end(member.incarnation);
+                }
                 let members = self.members.remove(*node, &mut self.tokens);
                 let removed = if members { Ok(()) } else { Err(Refusal::NotMember { node: *node }) };
                 let changed = removed.map(|()| (Reply::Done, Changed { members, ..Changed::default() }));
@@ -168,7 +180,39 @@ impl Register {
                 self.tick = self.tick.max(*now);
                 Outcome::quiet(Reply::Done, Changed { time, ..Changed::default() })
             }
+            Act::Quota { node, incarnation, said } => {
+                let over = self.is_over(*node, *incarnation);
+                let told =
+                    |(place, said): &(Place, Statement)| self.accounts.state(*place, *incarnation, *node, *said, over);
+                let told = said.iter().map(told).collect();
+                Outcome::quiet(Reply::Told(told), Changed { accounts: true, ..Changed::default() })
+            }
+            Act::Roll { rolls } => {
+                let news = rolls.iter().filter(|roll| self.accounts.roll(roll)).count() > 0;
+                Outcome::quiet(Reply::Done, Changed { accounts: news, ..Changed::default() })
+            }
+            Act::Settle { node, incarnation, marks, last } => {
+                if *last || self.is_over(*node, *incarnation) {
+                    self.accounts.settle(*node, *incarnation, &marks.iter().copied().collect());
+                }
+                Outcome::quiet(Reply::Done, Changed { accounts: true, ..Changed::default() })
+            }
+            Act::Unspent { place, incarnation, used } => {
+                let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
+                let outcome = format!("done: window {}, incarnation {incarnation}, {used} used", place.window);
+                let known = self.accounts.reconcile(*place, *incarnation, *used);
+                let refused = Refusal::NotOver { incarnation: incarnation.get() };
+                let done = if known { Ok(()) } else { Err(refused) };
+                let changed = Changed { accounts: true, ..Changed::default() };
+                let note = Note { outcome: known.then_some(outcome), ..Note::of_node("reconcile budget", name) };
+                Outcome::noted(done.map(|()| (Reply::Done, changed)), note)
+            }
         }
+    }
+
+    /// Whether a life of a node is not the one it lives.
+    fn is_over(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.members.get(node).is_none_or(|member| member.incarnation != incarnation)
     }
 
     fn put(
@@ -260,6 +304,7 @@ impl Register {
                 | Reply::Revoked { .. }
                 | Reply::Staged
                 | Reply::Reconciled { .. }
+                | Reply::Told(_)
                 | Reply::Refused(_) => None,
             };
             let note = told.filter(|_| part.number == 0).map(|told| note(Some(told)));
@@ -342,7 +387,8 @@ impl Register {
             | Reply::Reconciled { .. }
             | Reply::Older { .. }
             | Reply::Unchanged
-            | Reply::Conflict { .. } => "done".to_owned(),
+            | Reply::Conflict { .. }
+            | Reply::Told(_) => "done".to_owned(),
         });
         let Author { who, node, request_id } = &command.author;
         let record = AuditRecord {

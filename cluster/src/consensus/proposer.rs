@@ -61,7 +61,7 @@ pub enum NotProposed {
     #[error("no majority has confirmed the command yet")]
     Undecided,
     /// Nothing was proposed: members that know less could not apply it.
-    #[error("the command is of a newer version than the leader knows; update the leader's node")]
+    #[error("the command is of a newer version than a member knows; update every node first")]
     Newer,
 }
 
@@ -153,17 +153,23 @@ fn gather(first: Waiting, queue: &mut mpsc::Receiver<Waiting>) -> (Vec<Waiting>,
 /// Bytes a command has in the log, about.
 fn weight(command: &Command) -> usize {
     const FRAME: usize = 256;
+    /// A statement, a roll or a mark.
+    const QUOTA_BYTES: usize = 64;
     FRAME
         + match &command.act {
             Act::Put { name, spec, .. } => name.len() + spec.len(),
             Act::ReconcilePart { bytes, .. } => bytes.len(),
+            Act::Quota { said, .. } => said.len() * QUOTA_BYTES,
+            Act::Roll { rolls } => rolls.len() * QUOTA_BYTES,
+            Act::Settle { marks, .. } => marks.len() * QUOTA_BYTES,
             Act::Started { .. }
             | Act::Admit { .. }
             | Act::Remove { .. }
             | Act::Delete { .. }
             | Act::Revoke { .. }
             | Act::SwitchProvider { .. }
-            | Act::Tick { .. } => 0,
+            | Act::Tick { .. }
+            | Act::Unspent { .. } => 0,
         }
 }
 

@@ -11,10 +11,18 @@ use super::file::Digest;
 use crate::directory::key::KeyHash;
 pub use crate::directory::kind::{Kind, Origin};
 use crate::id::{Incarnation, NodeId};
+use crate::ledger::accounts::{Place, Roll, Told};
+use crate::ledger::book::Statement;
 
 /// The newest version of [`Command`] that this program knows. A newer one is proposed only when every member says that
 /// it knows it.
-pub const COMMAND_VERSION: u16 = 1;
+pub const COMMAND_VERSION: u16 = 2;
+
+/// The first version that has budgets.
+const WITH_BUDGETS: u16 = 2;
+
+/// Statements, rolls or marks of one command. What is more goes into another.
+pub const QUOTA_MAX: usize = 4_096;
 
 /// One change of the register, as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -29,9 +37,9 @@ pub struct Command {
 }
 
 impl Command {
-    /// In the newest version.
+    /// In the oldest version that has the act, so that members which know less can apply what they know.
     pub fn new(author: Author, at: Duration, act: Act) -> Self {
-        Self { version: COMMAND_VERSION, token: None, author, at, act }
+        Self { version: act.version(), token: None, author, at, act }
     }
 
     #[must_use]
@@ -85,6 +93,32 @@ pub enum Act {
     ReconcilePart { digest: Digest, revision: Option<u64>, part: u32, of: u32, bytes: Vec<u8>, shape: u64, by: NodeId },
     /// The cluster's time, since 1970.
     Tick { now: Duration },
+    /// What one life of a node says of what it was granted. Answered with [`Reply::Told`], one for each.
+    Quota { node: NodeId, incarnation: Incarnation, said: Vec<(Place, Statement)> },
+    /// Windows of budgets begin.
+    Roll { rolls: Vec<Roll> },
+    /// What a life of a node that is over has used at most; nothing, where no mark is named. `last`: the life ends itself.
+    Settle { node: NodeId, incarnation: Incarnation, marks: Vec<(Place, u64)>, last: bool },
+    /// An operator says what a life that is over has really used of a budget.
+    Unspent { place: Place, incarnation: Incarnation, used: u64 },
+}
+
+impl Act {
+    /// The first version of commands that has it.
+    const fn version(&self) -> u16 {
+        match self {
+            Self::Started { .. }
+            | Self::Admit { .. }
+            | Self::Remove { .. }
+            | Self::Put { .. }
+            | Self::Delete { .. }
+            | Self::Revoke { .. }
+            | Self::SwitchProvider { .. }
+            | Self::ReconcilePart { .. }
+            | Self::Tick { .. } => 1,
+            Self::Quota { .. } | Self::Roll { .. } | Self::Settle { .. } | Self::Unspent { .. } => WITH_BUDGETS,
+        }
+    }
 }
 
 /// What a member says of itself.
@@ -151,6 +185,8 @@ pub enum Reply {
         current: Digest,
     },
     Refused(Refusal),
+    /// To [`Act::Quota`], in its order.
+    Told(Vec<Told>),
 }
 
 /// Why a command changed nothing. The same for every node and every program version.
@@ -194,6 +230,8 @@ pub enum Refusal {
     Damaged { why: String },
     #[error("version {version} of commands is not known here; {known} is")]
     NewerVersion { version: u16, known: u16 },
+    #[error("incarnation {incarnation} has no part of that budget, or is not over")]
+    NotOver { incarnation: u64 },
 }
 
 impl Refusal {
@@ -219,6 +257,7 @@ impl Refusal {
             Self::PartMissing { .. } => "part_missing",
             Self::Damaged { .. } => "damaged",
             Self::NewerVersion { .. } => "newer_version",
+            Self::NotOver { .. } => "not_over",
         }
     }
 }
@@ -242,6 +281,8 @@ pub struct Changed {
     pub shape: bool,
     pub members: bool,
     pub time: bool,
+    /// What anyone was granted, or may be.
+    pub accounts: bool,
     /// Streams that run with this key are to be cut now.
     pub cut: Option<KeyHash>,
 }

@@ -14,15 +14,20 @@ use super::staging::Stagings;
 use super::tokens::Tokens;
 use super::{FileState, Register};
 use crate::directory::key::KeyHash;
+use crate::ledger::accounts::Accounts;
 
 /// Bytes of a register that are read. A million keys come to some 300 MiB.
 const IMAGE_BYTES_MAX: u64 = 1 << 31;
 
 /// Of the layout below. A field more is a new version, and a reader for the old one.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
+/// The last version without accounts.
+const WITHOUT_ACCOUNTS: u8 = 1;
+
+/// `A`: the accounts, or `()`, which has no bytes, in [`WITHOUT_ACCOUNTS`].
 #[derive(Deserialize, Serialize)]
-struct Image<'a> {
+struct Image<'a, A> {
     serial: u64,
     shape_version: u64,
     tick: Duration,
@@ -36,6 +41,7 @@ struct Image<'a> {
     file: FileState,
     stagings: Cow<'a, Stagings>,
     audit: Cow<'a, VecDeque<AuditRecord>>,
+    accounts: A,
 }
 
 /// The rest of a key follows from its spec and from what was revoked.
@@ -68,19 +74,31 @@ impl Register {
             file: self.file,
             stagings: Cow::Borrowed(&self.stagings),
             audit: Cow::Borrowed(&self.audit),
+            accounts: Cow::<Accounts>::Borrowed(&self.accounts),
         };
         bytes::encode(VERSION, &image)
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let image: Image<'static> = bytes::decode(VERSION, bytes, IMAGE_BYTES_MAX)?;
+        if bytes.first() == Some(&WITHOUT_ACCOUNTS) {
+            let image: Image<'static, ()> = bytes::decode(VERSION, bytes, IMAGE_BYTES_MAX)?;
+            return image.restore(|()| Accounts::default());
+        }
+        let image: Image<'static, Accounts> = bytes::decode(VERSION, bytes, IMAGE_BYTES_MAX)?;
+        image.restore(|accounts| accounts)
+    }
+}
+
+impl<A> Image<'static, A> {
+    fn restore(self, accounts: impl FnOnce(A) -> Accounts) -> Result<Register, DecodeError> {
+        let image = self;
         let inconsistent = |refusal: Refusal| DecodeError::Inconsistent { why: refusal.to_string() };
         let (entries, revoked, off) = (image.entries.into_owned(), image.revoked.into_owned(), image.off.into_owned());
         let mut holdings = Holdings::restore(entries, revoked, off).map_err(inconsistent)?;
         for KeyImage { name, spec, version, origin } in &image.keys {
             holdings.restore_key(name, spec, *version, *origin).map_err(inconsistent)?;
         }
-        Ok(Self {
+        Ok(Register {
             serial: image.serial,
             shape_version: image.shape_version,
             tick: image.tick,
@@ -90,6 +108,7 @@ impl Register {
             file: image.file,
             stagings: image.stagings.into_owned(),
             audit: image.audit.into_owned(),
+            accounts: accounts(image.accounts),
         })
     }
 }

@@ -12,6 +12,7 @@ use super::members::Members;
 use super::{FileState, Register};
 use crate::directory::key::KeyHash;
 use crate::directory::{Directory, Shape};
+use crate::ledger::accounts::Accounts;
 
 /// A resource as the register holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ impl Register {
     /// The cluster's time since 1970, as of the last tick.
     pub fn tick(&self) -> Duration {
         self.tick
+    }
+
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     pub fn members(&self) -> &Members {

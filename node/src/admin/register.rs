@@ -103,6 +103,7 @@ impl From<Refusal> for ChangeError {
             | Refusal::TooMany { .. }
             | Refusal::TooLarge { .. }
             | Refusal::PartMissing { .. }
+            | Refusal::NotOver { .. }
             | Refusal::Damaged { .. } => Self::Refused { code, reason },
             // Nothing was done; the same request may be sent again.
             Refusal::Moved { .. } | Refusal::TooManyOpen { .. } | Refusal::NewerVersion { .. } => {

@@ -112,7 +112,8 @@ impl MemberControl {
                 | Reply::Staged
                 | Reply::Reconciled { .. }
                 | Reply::Older { .. }
-                | Reply::Conflict { .. } => accepted.index,
+                | Reply::Conflict { .. }
+                | Reply::Told(_) => accepted.index,
             };
             return Ok((version, accepted));
         }
@@ -235,9 +236,8 @@ impl MemberControl {
             | Reply::Staged
             | Reply::Reconciled { .. }
             | Reply::Older { .. }
-            | Reply::Conflict { .. } => {
-                Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") })
-            }
+            | Reply::Conflict { .. }
+            | Reply::Told(_) => Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") }),
         }
     }
 }

@@ -95,6 +95,7 @@ pub async fn declare(member: &Member, loaded: &Loaded) -> Result<FileOutcome, Fi
             | Reply::Put { .. }
             | Reply::Deleted
             | Reply::Revoked { .. }
+            | Reply::Told(_)
             | Reply::Staged => return Err(FileError::Unexpected { reply: format!("{reply:?}") }),
         }
     }
