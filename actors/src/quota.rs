@@ -3,6 +3,8 @@
 //! Each attempt has its own. Before dispatch a reservation that is dropped is released; after it a charge that is
 //! dropped costs the full bound. So an attempt is charged exactly once, and never less than the provider bills.
 
+pub mod escrow;
+pub mod held;
 pub mod metrics;
 
 use ::metrics::Counter;

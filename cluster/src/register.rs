@@ -180,33 +180,47 @@ impl Register {
                 self.tick = self.tick.max(*now);
                 Outcome::quiet(Reply::Done, Changed { time, ..Changed::default() })
             }
+            Act::Quota { .. } | Act::Roll { .. } | Act::Settle { .. } | Act::Unspent { .. } => self.account(act),
+        }
+    }
+
+    /// What is granted, used and given back.
+    fn account(&mut self, act: &Act) -> Outcome {
+        let changed = Changed { accounts: true, ..Changed::default() };
+        match act {
             Act::Quota { node, incarnation, said } => {
                 let over = self.is_over(*node, *incarnation);
                 let told =
                     |(place, said): &(Place, Statement)| self.accounts.state(*place, *incarnation, *node, *said, over);
-                let told = said.iter().map(told).collect();
-                Outcome::quiet(Reply::Told(told), Changed { accounts: true, ..Changed::default() })
+                Outcome::quiet(Reply::Told(said.iter().map(told).collect()), changed)
             }
             Act::Roll { rolls } => {
                 let news = rolls.iter().filter(|roll| self.accounts.roll(roll)).count() > 0;
-                Outcome::quiet(Reply::Done, Changed { accounts: news, ..Changed::default() })
+                Outcome::quiet(Reply::Done, Changed { accounts: news, ..changed })
             }
             Act::Settle { node, incarnation, marks, last } => {
                 if *last || self.is_over(*node, *incarnation) {
                     self.accounts.settle(*node, *incarnation, &marks.iter().copied().collect());
                 }
-                Outcome::quiet(Reply::Done, Changed { accounts: true, ..Changed::default() })
+                Outcome::quiet(Reply::Done, changed)
             }
             Act::Unspent { place, incarnation, used } => {
                 let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
                 let outcome = format!("done: window {}, incarnation {incarnation}, {used} used", place.window);
                 let known = self.accounts.reconcile(*place, *incarnation, *used);
-                let refused = Refusal::NotOver { incarnation: incarnation.get() };
-                let done = if known { Ok(()) } else { Err(refused) };
-                let changed = Changed { accounts: true, ..Changed::default() };
+                let done = if known { Ok(()) } else { Err(Refusal::NotOver { incarnation: incarnation.get() }) };
                 let note = Note { outcome: known.then_some(outcome), ..Note::of_node("reconcile budget", name) };
                 Outcome::noted(done.map(|()| (Reply::Done, changed)), note)
             }
+            Act::Started { .. }
+            | Act::Admit { .. }
+            | Act::Remove { .. }
+            | Act::Put { .. }
+            | Act::Delete { .. }
+            | Act::Revoke { .. }
+            | Act::SwitchProvider { .. }
+            | Act::ReconcilePart { .. }
+            | Act::Tick { .. } => Outcome::quiet(Reply::Done, Changed::default()),
         }
     }
 

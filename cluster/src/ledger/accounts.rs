@@ -105,9 +105,9 @@ pub struct Account {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Accounts {
     next: u64,
-    accounts: BTreeMap<BudgetId, Account>,
+    by_id: BTreeMap<BudgetId, Account>,
     /// Those that are not closed.
-    names: BTreeMap<String, BudgetId>,
+    by_name: BTreeMap<String, BudgetId>,
 }
 
 impl Account {
@@ -160,10 +160,10 @@ impl Accounts {
     /// Makes the accounts those of these budgets. One whose limit alone is another stays the same budget.
     pub fn align(&mut self, declared: &[Declared]) {
         let gone: Vec<String> = self
-            .names
+            .by_name
             .iter()
             .filter(|(name, id)| {
-                let account = self.accounts.get(id);
+                let account = self.by_id.get(id);
                 !declared.iter().any(|it| it.name == **name && account.is_some_and(|account| account.terms == it.terms))
             })
             .map(|(name, _id)| name.clone())
@@ -172,7 +172,7 @@ impl Accounts {
             self.close(&name);
         }
         for Declared { name, terms, limit } in declared {
-            if let Some(account) = self.names.get(name).and_then(|id| self.accounts.get_mut(id)) {
+            if let Some(account) = self.by_name.get(name).and_then(|id| self.by_id.get_mut(id)) {
                 if account.limit != *limit {
                     account.set_limit(*limit);
                 }
@@ -188,24 +188,24 @@ impl Accounts {
                 windows: BTreeMap::new(),
                 records: VecDeque::new(),
             };
-            self.accounts.insert(id, account);
-            self.names.insert(name.clone(), id);
+            self.by_id.insert(id, account);
+            self.by_name.insert(name.clone(), id);
         }
     }
 
     fn close(&mut self, name: &str) {
-        let Some(account) = self.names.remove(name).and_then(|id| self.accounts.get_mut(&id)) else { return };
+        let Some(account) = self.by_name.remove(name).and_then(|id| self.by_id.get_mut(&id)) else { return };
         account.closed = true;
-        let closed = self.accounts.values().filter(|account| account.closed).count();
+        let closed = self.by_id.values().filter(|account| account.closed).count();
         if closed > CLOSED_MAX {
-            let oldest = self.accounts.iter().find(|(_, account)| account.closed).map(|(id, _)| *id);
-            oldest.and_then(|id| self.accounts.remove(&id));
+            let oldest = self.by_id.iter().find(|(_, account)| account.closed).map(|(id, _)| *id);
+            oldest.and_then(|id| self.by_id.remove(&id));
         }
     }
 
     /// `false`: the window before is another by now, or the budget is closed.
     pub fn roll(&mut self, roll: &Roll) -> bool {
-        let account = self.accounts.get_mut(&roll.budget);
+        let account = self.by_id.get_mut(&roll.budget);
         let Some(account) = account.filter(|account| !account.closed && account.latest() == roll.after) else {
             return false;
         };
@@ -215,7 +215,7 @@ impl Accounts {
 
     /// What `node` says of its line. `over`: the life is not its present one.
     pub fn state(&mut self, place: Place, incarnation: Incarnation, node: NodeId, said: Statement, over: bool) -> Told {
-        let Some(account) = self.accounts.get_mut(&place.budget) else { return Told::Gone };
+        let Some(account) = self.by_id.get_mut(&place.budget) else { return Told::Gone };
         let grants = !account.closed && account.latest() == Some(place.window);
         let Some(window) = account.windows.get_mut(&place.window) else { return Told::Gone };
         if grants {
@@ -236,7 +236,7 @@ impl Accounts {
 
     /// What a life of `node` that is over has used at most, place by place; nothing where none is named.
     pub fn settle(&mut self, node: NodeId, incarnation: Incarnation, marks: &BTreeMap<Place, u64>) {
-        for (budget, account) in &mut self.accounts {
+        for (budget, account) in &mut self.by_id {
             for (window, Window { book, .. }) in &mut account.windows {
                 let of_node = book.line(incarnation).is_some_and(|line| line.node == node);
                 if of_node {
@@ -249,31 +249,31 @@ impl Accounts {
 
     /// As [`Book::reconcile`].
     pub fn reconcile(&mut self, place: Place, incarnation: Incarnation, used: u64) -> bool {
-        let window = self.accounts.get_mut(&place.budget).and_then(|account| account.windows.get_mut(&place.window));
+        let window = self.by_id.get_mut(&place.budget).and_then(|account| account.windows.get_mut(&place.window));
         window.is_some_and(|window| window.book.reconcile(incarnation, used))
     }
 
     pub fn get(&self, id: BudgetId) -> Option<&Account> {
-        self.accounts.get(&id)
+        self.by_id.get(&id)
     }
 
     /// Of the budget that has this name now.
     pub fn named(&self, name: &str) -> Option<(BudgetId, &Account)> {
-        let id = *self.names.get(name)?;
-        Some((id, self.accounts.get(&id)?))
+        let id = *self.by_name.get(name)?;
+        Some((id, self.by_id.get(&id)?))
     }
 
     /// By name, those that are not closed.
     pub fn iter(&self) -> impl Iterator<Item = (BudgetId, &Account)> {
-        self.names.values().filter_map(|id| Some((*id, self.accounts.get(id)?)))
+        self.by_name.values().filter_map(|id| Some((*id, self.by_id.get(id)?)))
     }
 
     pub fn window(&self, place: Place) -> Option<&Window> {
-        self.accounts.get(&place.budget)?.windows.get(&place.window)
+        self.by_id.get(&place.budget)?.windows.get(&place.window)
     }
 
     fn books(&mut self) -> impl Iterator<Item = &mut Book> {
-        self.accounts.values_mut().flat_map(|account| account.windows.values_mut()).map(|window| &mut window.book)
+        self.by_id.values_mut().flat_map(|account| account.windows.values_mut()).map(|window| &mut window.book)
     }
 }
 

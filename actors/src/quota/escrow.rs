@@ -1,0 +1,424 @@
+//! Reserving out of what the ledger granted this node: one short critical section, no await in it.
+//!
+//! Owns       what this node holds of every budget ([`Held`]).
+//! Told by    attempts: reserve, settle, release.
+//! Tells      the ledger what was used and wanted, and the disk how far this life may go before anything goes that far.
+//! Restarts   nothing is forgotten that the disk does not know: what was granted to the life before is given back by the
+//!            next one, as far as its marks prove it unspent.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::ledger::accounts::{Place, Told};
+use cluster::ledger::book::Statement;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::{error, warn};
+
+use super::held::{Demand, Held, Refused};
+
+/// The ledger is spoken to at least so often while anything is to be said.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// And so often while anyone stands in line.
+const EVERY_WAITED_FOR: Duration = Duration::from_millis(50);
+
+/// How long an attempt waits for an answer of the ledger.
+pub const WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// Statements in one command.
+const STATEMENTS_MAX: usize = cluster::register::QUOTA_MAX;
+
+/// Where grants come from.
+pub trait Ledger: Send + Sync + 'static {
+    /// One answer for each statement, in their order, once all of it is applied. An error: nothing is known of it.
+    fn say(&self, said: Vec<(Place, Statement)>) -> BoxFuture<'static, Result<Vec<Told>, String>>;
+}
+
+/// The disk, or what stands for it.
+pub trait Marks: Send + Sync + 'static {
+    /// Durable when it returns.
+    fn write(&self, marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Why an attempt may not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReserved {
+    #[error(transparent)]
+    Refused(Refused),
+    /// Nobody said no: it may be tried again.
+    #[error("the ledger did not answer within {waited:?}")]
+    Unanswered { waited: Duration },
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Escrow(Arc<Inner>);
+
+struct Inner {
+    held: Mutex<Held>,
+    say: Notify,
+    mark: Notify,
+}
+
+/// Rights that were taken. Dropped, they come back; so whoever uses them settles before.
+#[must_use]
+pub struct Hold {
+    escrow: Escrow,
+    demands: Arc<[Demand]>,
+    open: bool,
+}
+
+impl Escrow {
+    /// The handle, and the two loops to run.
+    pub fn new(
+        ledger: Arc<dyn Ledger>,
+        marks: Arc<dyn Marks>,
+    ) -> (Self, impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
+        let escrow = Self(Arc::new(Inner { held: Mutex::default(), say: Notify::new(), mark: Notify::new() }));
+        let (says, marking) = (escrow.clone().says(ledger), escrow.clone().marking(marks));
+        (escrow, says, marking)
+    }
+
+    /// All of the demands, or none. Waits for the ledger where this node has too little, not beyond `until`.
+    pub async fn reserve(&self, demands: Arc<[Demand]>, until: Instant) -> Result<Hold, NotReserved> {
+        let began = now();
+        let (waiting, todo) = {
+            let mut held = self.0.held.lock();
+            let waiting = held.reserve(&demands, began).map_err(NotReserved::Refused)?;
+            (waiting, held.todo(&demands, began))
+        };
+        if todo.say {
+            self.0.say.notify_one();
+        }
+        if todo.mark {
+            self.0.mark.notify_one();
+        }
+        let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
+        let until = until.min(began + WAIT_MAX);
+        let mut line = Line { escrow: self, demands: &demands, waiting };
+        let answered = tokio::time::timeout_at(until.into(), &mut line.waiting).await;
+        drop(line);
+        match answered {
+            Ok(Ok(Ok(()))) => Ok(self.hold(demands)),
+            Ok(Ok(Err(refused))) => Err(NotReserved::Refused(refused)),
+            Ok(Err(_)) | Err(_) => Err(NotReserved::Unanswered { waited: now() - began }),
+        }
+    }
+
+    fn hold(&self, demands: Arc<[Demand]>) -> Hold {
+        Hold { escrow: self.clone(), demands, open: true }
+    }
+
+    /// What the final settlement says of this life: how far it went. Nothing may be dispatched after it.
+    pub fn last_words(&self) -> Vec<(Place, u64)> {
+        self.0.held.lock().last_words()
+    }
+
+    /// What this node holds of one budget.
+    pub fn lease(&self, place: Place) -> Option<cluster::ledger::lease::Lease> {
+        self.0.held.lock().lease(place).cloned()
+    }
+
+    async fn says(self, ledger: Arc<dyn Ledger>) {
+        loop {
+            let every = if self.0.held.lock().is_waited_for() { EVERY_WAITED_FOR } else { EVERY };
+            // Whether asked to or not: reports are due, too.
+            let _asked = tokio::time::timeout(every, self.0.say.notified()).await.is_ok();
+            let said_at = now();
+            let mut said = self.0.held.lock().statements(said_at);
+            said.truncate(STATEMENTS_MAX);
+            if said.is_empty() {
+                continue;
+            }
+            let places: Vec<Place> = said.iter().map(|(place, _)| *place).collect();
+            match ledger.say(said).await {
+                Ok(told) => {
+                    let told_at = now();
+                    let mut held = self.0.held.lock();
+                    for (place, told) in places.into_iter().zip(told) {
+                        held.told(place, told, said_at, told_at);
+                    }
+                    drop(held);
+                    self.0.mark.notify_one();
+                }
+                Err(why) => {
+                    warn!(why, "the ledger did not answer");
+                    tokio::time::sleep(EVERY).await;
+                }
+            }
+        }
+    }
+
+    async fn marking(self, marks: Arc<dyn Marks>) {
+        loop {
+            self.0.mark.notified().await;
+            loop {
+                let wanted = self.0.held.lock().marks(now());
+                if wanted.is_empty() {
+                    break;
+                }
+                let written = marks.write(wanted.clone()).await;
+                if let Err(why) = &written {
+                    error!(why, "how far this node may spend could not be written down; it stops there");
+                    tokio::time::sleep(EVERY).await;
+                }
+                self.0.held.lock().marked(&wanted, written.is_ok());
+            }
+        }
+    }
+}
+
+/// By the runtime's clock, as its timeouts are.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Someone who waits. If it leaves when it has just been served, what it was given is released.
+struct Line<'a> {
+    escrow: &'a Escrow,
+    demands: &'a [Demand],
+    waiting: tokio::sync::oneshot::Receiver<Result<(), Refused>>,
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        self.waiting.close();
+        if let Ok(Ok(())) = self.waiting.try_recv() {
+            self.escrow.0.held.lock().release(self.demands);
+        }
+    }
+}
+
+impl Hold {
+    pub fn demands(&self) -> &[Demand] {
+        &self.demands
+    }
+
+    /// This much of each was used; the rest comes back.
+    pub fn settle(mut self, used: impl Fn(&Demand) -> u64) {
+        self.open = false;
+        self.escrow.0.held.lock().settle(&self.demands, used);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.open {
+            self.escrow.0.held.lock().release(&self.demands);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use cluster::id::{Incarnation, NodeId};
+    use cluster::ledger::accounts::{Accounts, Declared, Roll};
+    use futures_util::FutureExt;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    const LIFE: Incarnation = Incarnation::new(1);
+
+    /// One ledger for several nodes, in this process.
+    #[derive(Clone)]
+    struct Books(Arc<Mutex<Accounts>>);
+
+    struct Node {
+        books: Books,
+        number: u64,
+        answers: Arc<AtomicBool>,
+    }
+
+    impl Ledger for Node {
+        fn say(&self, said: Vec<(Place, Statement)>) -> BoxFuture<'static, Result<Vec<Told>, String>> {
+            let (books, number, answers) = (self.books.clone(), self.number, Arc::clone(&self.answers));
+            async move {
+                // A round through the log.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                if !answers.load(Ordering::Relaxed) {
+                    return Err("nobody leads".to_owned());
+                }
+                let mut books = books.0.lock();
+                let (life, node) = (Incarnation::new(LIFE.get() + number), NodeId::new(number));
+                Ok(said.into_iter().map(|(place, said)| books.state(place, life, node, said, false)).collect())
+            }
+            .boxed()
+        }
+    }
+
+    #[derive(Default)]
+    struct Disk(Arc<AtomicU64>);
+
+    impl Marks for Disk {
+        fn write(&self, marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>> {
+            let writes = Arc::clone(&self.0);
+            async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                writes.fetch_add(marks.len() as u64, Ordering::Relaxed);
+                Ok(())
+            }
+            .boxed()
+        }
+    }
+
+    impl Books {
+        fn new(limits: &[u64]) -> (Self, Vec<Place>) {
+            let mut accounts = Accounts::default();
+            let declared = |(number, limit): (usize, &u64)| Declared {
+                name: format!("b{number}"),
+                terms: String::new(),
+                limit: *limit,
+            };
+            let declared: Vec<Declared> = limits.iter().enumerate().map(declared).collect();
+            accounts.align(&declared);
+            let ids: Vec<_> = accounts.iter().map(|(id, _)| id).collect();
+            for budget in &ids {
+                accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
+            }
+            let places = ids.into_iter().map(|budget| Place { budget, window: 0 }).collect();
+            (Self(Arc::new(Mutex::new(accounts))), places)
+        }
+
+        fn node(&self, number: u64) -> (Escrow, Arc<AtomicBool>) {
+            let answers = Arc::new(AtomicBool::new(true));
+            let ledger = Node { books: self.clone(), number, answers: Arc::clone(&answers) };
+            let (escrow, says, marking) = Escrow::new(Arc::new(ledger), Arc::new(Disk::default()));
+            let mut loops = JoinSet::new();
+            loops.spawn(says);
+            loops.spawn(marking);
+            loops.detach_all();
+            (escrow, answers)
+        }
+
+        fn held(&self, place: Place) -> u64 {
+            self.0.lock().window(place).unwrap().book.held()
+        }
+
+        fn used(&self, place: Place) -> u64 {
+            self.0.lock().window(place).unwrap().book.used()
+        }
+    }
+
+    fn demand(place: Place, amount: u64) -> Arc<[Demand]> {
+        Arc::new([Demand { place, amount }])
+    }
+
+    fn soon() -> Instant {
+        now() + Duration::from_mins(1)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_ledger_has_is_taken_and_what_it_has_not_is_refused() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, _) = books.node(0);
+
+        let hold = escrow.reserve(demand(places[0], 600), soon()).await.unwrap();
+        hold.settle(|_| 600);
+        let refused = escrow.reserve(demand(places[0], 600), soon()).await.err();
+
+        assert!(matches!(refused, Some(NotReserved::Refused(Refused::Exceeded { amount: 600, .. }))), "{refused:?}");
+        escrow.reserve(demand(places[0], 400), soon()).await.unwrap().settle(|_| 400);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!((books.used(places[0]), books.held(places[0])), (1_000, 1_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_takes_of_all_its_budgets_or_of_none() {
+        let (books, places) = Books::new(&[1_000, 10]);
+        let (escrow, _) = books.node(0);
+        let both: Arc<[Demand]> =
+            Arc::new([Demand { place: places[0], amount: 100 }, Demand { place: places[1], amount: 50 }]);
+
+        let refused = escrow.reserve(both, soon()).await.err();
+
+        assert!(matches!(refused, Some(NotReserved::Refused(Refused::Exceeded { amount: 50, .. }))), "{refused:?}");
+        assert_eq!(escrow.lease(places[0]).unwrap().reserved(), 0);
+    }
+
+    /// The «no» of a budget whose calls are under way is doubted: they may use less than was set aside for them.
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_when_all_is_set_aside_waits_for_what_comes_back() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, _) = books.node(0);
+        let first = escrow.reserve(demand(places[0], 900), soon()).await.unwrap();
+        let other = escrow.clone();
+        let place = places[0];
+        let mut second = JoinSet::new();
+        second.spawn(async move { other.reserve(demand(place, 500), soon()).await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(second.try_join_next().is_none());
+
+        first.settle(|_| 10);
+
+        assert_eq!(second.join_all().await, [Ok(())]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ledger_that_does_not_answer_says_no_to_nobody() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, answers) = books.node(0);
+        answers.store(false, Ordering::Relaxed);
+
+        let refused = escrow.reserve(demand(places[0], 10), soon()).await.err();
+
+        assert!(matches!(refused, Some(NotReserved::Unanswered { .. })), "{refused:?}");
+    }
+
+    /// What one node has and does not use goes to the one that waits for it.
+    #[tokio::test(start_paused = true)]
+    async fn idle_rights_are_recalled() {
+        let (books, places) = Books::new(&[1_000]);
+        let (one, _) = books.node(0);
+        let (other, _) = books.node(1);
+        one.reserve(demand(places[0], 400), soon()).await.unwrap().settle(|_| 100);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(one.lease(places[0]).unwrap().idle() > 200, "fetched ahead");
+
+        let got = other.reserve(demand(places[0], 850), soon()).await.map(drop);
+
+        assert_eq!(got, Ok(()));
+    }
+
+    /// Two hundred at once of a cent each, on a dollar, over three nodes: a hundred pass.
+    #[tokio::test(start_paused = true)]
+    async fn as_many_pass_as_there_is_money_for() {
+        const CENT: u64 = 10_000_000;
+        let (books, places) = Books::new(&[100 * CENT]);
+        let nodes: Vec<Escrow> = (0..3).map(|number| books.node(number).0).collect();
+        let mut calls = JoinSet::new();
+        for number in 0..200 {
+            let (escrow, place) = (nodes[number % 3].clone(), places[0]);
+            calls.spawn(async move {
+                let hold = escrow.reserve(demand(place, CENT), soon()).await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                hold.settle(|_| CENT);
+                Ok::<(), NotReserved>(())
+            });
+        }
+
+        let ends = calls.join_all().await;
+
+        let passed = ends.iter().filter(|end| end.is_ok()).count();
+        assert_eq!(passed, 100, "{:?}", ends.iter().filter(|end| end.is_err()).take(3).collect::<Vec<_>>());
+        assert!(ends.iter().all(|end| matches!(end, Ok(()) | Err(NotReserved::Refused(Refused::Exceeded { .. })))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_the_line_takes_nothing_along() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, answers) = books.node(0);
+        answers.store(false, Ordering::Relaxed);
+        let waits = escrow.reserve(demand(places[0], 10), soon());
+        assert!(tokio::time::timeout(Duration::from_millis(10), waits).await.is_err());
+        answers.store(true, Ordering::Relaxed);
+
+        escrow.reserve(demand(places[0], 20), soon()).await.unwrap().settle(|_| 20);
+
+        assert_eq!(escrow.lease(places[0]).unwrap().busy(), 20);
+    }
+}

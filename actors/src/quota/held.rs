@@ -1,0 +1,400 @@
+//! What this node holds of all budgets, and who waits for it. Pure: nothing here waits, writes or asks.
+//!
+//! An attempt takes its part of all its budgets or of none. Who finds too little stands in line at the first budget that
+//! lacked, holding nothing; whoever comes later to a budget with a line stands behind. Whatever frees rights serves the
+//! line at once.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::ledger::accounts::{Place, Told};
+use cluster::ledger::book::{Standing, Statement};
+use cluster::ledger::lease::{Lack, Lease};
+use tokio::sync::oneshot;
+
+/// Attempts that stand in line. More are refused.
+pub const WAITING_MAX: usize = 4_096;
+
+/// What is fetched ahead lasts so long at the present rate: longer than a leader that is lost takes to be replaced.
+const HORIZON: Duration = Duration::from_secs(5);
+
+/// Rights nobody used so long are given back.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// How often what was used is reported where nothing else is to be said.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a «no» of the ledger is doubted while calls are under way that may use less than their bound.
+const DOUBT_MAX: Duration = Duration::from_secs(2);
+
+/// A part of a budget that an attempt needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    pub place: Place,
+    /// In the budget's unit.
+    pub amount: u64,
+}
+
+/// Why an attempt got nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The ledger said so.
+    #[error("{amount} is more than is left")]
+    Exceeded { place: Place, amount: u64, standing: Standing },
+    #[error("{WAITING_MAX} attempts wait for budgets already")]
+    Full,
+    #[error("the budget's window, or the budget, is over")]
+    Over { place: Place },
+}
+
+pub type Answer = oneshot::Sender<Result<(), Refused>>;
+
+struct Waiting {
+    demands: Arc<[Demand]>,
+    since: Instant,
+    answer: Answer,
+}
+
+#[derive(Default)]
+struct Spot {
+    lease: Lease,
+    line: VecDeque<Waiting>,
+    standing: Option<Standing>,
+    /// When the ledger last answered.
+    told_at: Option<Instant>,
+    said_at: Option<Instant>,
+    said: Statement,
+    over: bool,
+    pace: Pace,
+    /// A mark is on its way to the disk.
+    marking: bool,
+}
+
+/// How fast a budget is used, and in what pieces. An estimate: nothing that must hold hangs on it.
+#[derive(Default)]
+struct Pace {
+    per_second: f64,
+    at: Option<Instant>,
+    largest: u64,
+}
+
+impl Pace {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn note(&mut self, amount: u64, now: Instant) {
+        let seconds = HORIZON.as_secs_f64();
+        let passed = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.per_second = self.per_second * (-passed / seconds).exp() + amount as f64 / seconds;
+        self.largest = amount.max(self.largest - self.largest / 64);
+        self.at = Some(now);
+    }
+
+    /// What the next seconds may take.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate, and never negative")]
+    fn ahead(&self, now: Instant) -> u64 {
+        let Some(at) = self.at else { return 0 };
+        let seconds = HORIZON.as_secs_f64();
+        let passed = now.saturating_duration_since(at).as_secs_f64();
+        let rate = self.per_second * (-passed / seconds).exp();
+        if passed > IDLE_MAX.as_secs_f64() {
+            return 0;
+        }
+        ((rate * seconds) as u64).saturating_add(self.largest.saturating_mul(2))
+    }
+}
+
+impl Spot {
+    fn waits_for(&self, place: Place) -> u64 {
+        self.line.iter().fold(0, |sum, waiting| sum.saturating_add(amount_at(&waiting.demands, place)))
+    }
+
+    fn first(&self, place: Place) -> Option<u64> {
+        self.line.front().map(|waiting| amount_at(&waiting.demands, place))
+    }
+}
+
+fn amount_at(demands: &[Demand], place: Place) -> u64 {
+    demands.iter().find(|demand| demand.place == place).map_or(0, |demand| demand.amount)
+}
+
+/// As the module says.
+#[derive(Default)]
+pub struct Held {
+    spots: HashMap<Place, Spot>,
+    waiting: usize,
+}
+
+/// What has to be done by whoever holds a [`Held`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Todo {
+    /// Something is to be said to the ledger now.
+    pub say: bool,
+    /// A mark is to be written.
+    pub mark: bool,
+}
+
+impl Held {
+    /// Takes everything, or hands `answer` to a line. `None`: it was taken, and there is no answer to wait for.
+    pub fn reserve(
+        &mut self,
+        demands: &Arc<[Demand]>,
+        now: Instant,
+    ) -> Result<Option<oneshot::Receiver<Result<(), Refused>>>, Refused> {
+        for demand in demands.iter() {
+            self.spots.entry(demand.place).or_default().pace.note(demand.amount, now);
+        }
+        let behind =
+            demands.iter().find(|demand| self.spots.get(&demand.place).is_some_and(|spot| !spot.line.is_empty()));
+        let at = match behind {
+            Some(demand) => demand.place,
+            None => match self.take(demands) {
+                Ok(()) => return Ok(None),
+                Err((place, _lack)) => place,
+            },
+        };
+        if let Some(demand) = demands.iter().find(|demand| self.spots.get(&demand.place).is_some_and(|spot| spot.over))
+        {
+            return Err(Refused::Over { place: demand.place });
+        }
+        if self.waiting >= WAITING_MAX {
+            return Err(Refused::Full);
+        }
+        let (answer, answered) = oneshot::channel();
+        self.waiting += 1;
+        let waiting = Waiting { demands: Arc::clone(demands), since: now, answer };
+        self.spots.entry(at).or_default().line.push_back(waiting);
+        Ok(Some(answered))
+    }
+
+    fn take(&mut self, demands: &[Demand]) -> Result<(), (Place, Lack)> {
+        for (index, demand) in demands.iter().enumerate() {
+            let spot = self.spots.entry(demand.place).or_default();
+            // Who was taken into account already may go on; nothing new begins in a window that is over.
+            let reserved = if spot.over {
+                Err(Lack::Rights { missing: demand.amount })
+            } else {
+                spot.lease.reserve(demand.amount)
+            };
+            if let Err(lack) = reserved {
+                for taken in &demands[..index] {
+                    if let Some(spot) = self.spots.get_mut(&taken.place) {
+                        spot.lease.release(taken.amount);
+                    }
+                }
+                return Err((demand.place, lack));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was taken is not used.
+    pub fn release(&mut self, demands: &[Demand]) {
+        for demand in demands {
+            if let Some(spot) = self.spots.get_mut(&demand.place) {
+                spot.lease.release(demand.amount);
+            }
+        }
+        for demand in demands {
+            self.serve(demand.place);
+        }
+    }
+
+    /// What was taken has been used so far, place by place; the rest comes back.
+    pub fn settle(&mut self, demands: &[Demand], used: impl Fn(&Demand) -> u64) {
+        for demand in demands {
+            if let Some(spot) = self.spots.get_mut(&demand.place) {
+                spot.lease.settle(demand.amount, used(demand));
+            }
+        }
+        for demand in demands {
+            self.serve(demand.place);
+        }
+    }
+
+    /// Lets those through who stand in line and now find enough.
+    fn serve(&mut self, place: Place) {
+        loop {
+            let Some(spot) = self.spots.get_mut(&place) else { return };
+            let Some(waiting) = spot.line.pop_front() else { return };
+            if waiting.answer.is_closed() {
+                self.waiting -= 1;
+                continue;
+            }
+            match self.take(&waiting.demands) {
+                Ok(()) => {
+                    self.waiting -= 1;
+                    if waiting.answer.send(Ok(())).is_err() {
+                        // It left between the two: nobody will release this but us.
+                        for demand in waiting.demands.iter() {
+                            if let Some(spot) = self.spots.get_mut(&demand.place) {
+                                spot.lease.release(demand.amount);
+                            }
+                        }
+                    }
+                }
+                Err((lacking, _lack)) if lacking == place => {
+                    if let Some(spot) = self.spots.get_mut(&place) {
+                        spot.line.push_front(waiting);
+                    }
+                    return;
+                }
+                Err((lacking, _lack)) => self.spots.entry(lacking).or_default().line.push_back(waiting),
+            }
+        }
+    }
+
+    /// What the ledger said of a statement of `said_at`.
+    pub fn told(&mut self, place: Place, told: Told, said_at: Instant, now: Instant) {
+        let Some(spot) = self.spots.get_mut(&place) else { return };
+        let standing = match told {
+            Told::Standing(standing) => standing,
+            Told::Over(standing) => {
+                spot.over = true;
+                standing
+            }
+            Told::Gone => {
+                spot.over = true;
+                spot.standing.unwrap_or_default()
+            }
+        };
+        spot.lease.grant(standing.granted);
+        spot.standing = Some(standing);
+        spot.told_at = Some(now);
+        self.serve(place);
+        self.refuse(place, standing, said_at, now);
+    }
+
+    /// Tells those in line what the ledger's word means for them. An attempt that came after it was asked is not meant.
+    fn refuse(&mut self, place: Place, standing: Standing, said_at: Instant, now: Instant) {
+        let Some(spot) = self.spots.get_mut(&place) else { return };
+        let over = spot.over;
+        let mut kept = VecDeque::new();
+        for waiting in std::mem::take(&mut spot.line) {
+            let amount = amount_at(&waiting.demands, place);
+            // Nothing that is under way can make room for it: all of that is not used yet.
+            let never = amount > standing.limit.saturating_sub(standing.used);
+            let doubted = now.saturating_duration_since(waiting.since) < DOUBT_MAX;
+            let refused = if over {
+                Some(Refused::Over { place })
+            } else if waiting.since <= said_at && (never || !doubted) && amount > spot.lease.idle() {
+                Some(Refused::Exceeded { place, amount, standing })
+            } else {
+                None
+            };
+            match refused {
+                Some(refused) => {
+                    self.waiting -= 1;
+                    // It may have left.
+                    let _gone = waiting.answer.send(Err(refused));
+                }
+                None => kept.push_back(waiting),
+            }
+        }
+        spot.line = kept;
+    }
+
+    /// What is to be said to the ledger now.
+    pub fn statements(&mut self, now: Instant) -> Vec<(Place, Statement)> {
+        let mut said = Vec::new();
+        for (place, spot) in &mut self.spots {
+            let statement = spot.statement(*place, now);
+            said.extend(statement.map(|statement| (*place, statement)));
+        }
+        // Where nothing is left of a window that is over.
+        self.spots.retain(|_, spot| !spot.is_done());
+        said.sort_unstable_by_key(|(place, _)| *place);
+        said
+    }
+
+    /// What is to be said when the process ends: idle rights are given back.
+    pub fn last_words(&mut self) -> Vec<(Place, u64)> {
+        self.spots.iter().map(|(place, spot)| (*place, spot.lease.busy())).collect()
+    }
+
+    /// Marks that are to be on the disk before more can be taken.
+    pub fn marks(&mut self, now: Instant) -> Vec<(Place, u64)> {
+        let mut marks = Vec::new();
+        for (place, spot) in &mut self.spots {
+            let first = spot.first(*place).unwrap_or_default();
+            let chunk = spot.pace.ahead(now).max(first);
+            let (idle, ready) = (spot.lease.idle(), spot.lease.ready());
+            let short = ready < idle && (ready < chunk / 2 || ready < first);
+            if short && !spot.marking {
+                spot.marking = true;
+                marks.push((*place, spot.lease.busy().saturating_add(chunk.min(idle))));
+            }
+        }
+        marks
+    }
+
+    /// They are on the disk, or are not.
+    pub fn marked(&mut self, marks: &[(Place, u64)], durable: bool) {
+        for (place, mark) in marks {
+            if let Some(spot) = self.spots.get_mut(place) {
+                spot.marking = false;
+                if durable {
+                    spot.lease.marked(*mark);
+                }
+            }
+            self.serve(*place);
+        }
+    }
+
+    pub fn todo(&self, demands: &[Demand], now: Instant) -> Todo {
+        let mut todo = Todo::default();
+        for demand in demands {
+            let Some(spot) = self.spots.get(&demand.place) else { continue };
+            let ahead = spot.pace.ahead(now);
+            todo.say |= spot.lease.idle() < ahead / 2 || !spot.line.is_empty();
+            todo.mark |=
+                spot.lease.ready() < spot.lease.idle() && (spot.lease.ready() < ahead / 2 || !spot.line.is_empty());
+        }
+        todo
+    }
+
+    /// Whether anyone stands in line.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiting > 0
+    }
+
+    pub fn lease(&self, place: Place) -> Option<&Lease> {
+        self.spots.get(&place).map(|spot| &spot.lease)
+    }
+}
+
+impl Spot {
+    fn statement(&mut self, place: Place, now: Instant) -> Option<Statement> {
+        let recalled = self.standing.is_some_and(|standing| standing.recall);
+        let unused = self.pace.at.is_none_or(|at| now.saturating_duration_since(at) >= IDLE_MAX);
+        let first = self.first(place).unwrap_or_default();
+        if recalled || unused || self.over {
+            // What serves the first in line stays, if it is enough for that.
+            let keep = if self.over || first > self.lease.idle() { 0 } else { first };
+            self.lease.give_back(keep);
+        }
+        let wanted = if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, now)) };
+        let more = wanted.saturating_sub(self.lease.idle());
+        let statement = self.lease.statement(more, first.saturating_sub(self.lease.idle()));
+        let news = (statement.used, statement.returned) != (self.said.used, self.said.returned);
+        let due = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_EVERY);
+        let urgent = statement.returned != self.said.returned || !self.line.is_empty() || (more > 0 && due);
+        let low = more > 0 && statement.wants > self.said.wants;
+        if !(urgent || low || (news && due)) {
+            return None;
+        }
+        self.said = statement;
+        self.said_at = Some(now);
+        Some(statement)
+    }
+
+    /// Fetched ahead only where much is missing, and not while others go without.
+    fn wanted_ahead(&self, recalled: bool, now: Instant) -> u64 {
+        let ahead = self.pace.ahead(now);
+        if recalled || self.lease.idle() >= ahead / 2 { 0 } else { ahead }
+    }
+
+    fn is_done(&self) -> bool {
+        let told = self.said.used == self.lease.used() && self.lease.idle() == 0;
+        self.over && self.line.is_empty() && self.lease.reserved() == 0 && told
+    }
+}
