@@ -1,0 +1,203 @@
+//! How far each life of this node may have spent of each budget: the high-water marks, on its disk before it goes that far.
+//!
+//! A life that comes after reads them and proves with them what was not spent. A life is written down before it is granted
+//! anything, so one that is not here was never lived in this directory, and proves nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use storage::codec::{self, CodecError};
+use storage::log::{Failed, Log, ReadError, receipt};
+
+use crate::id::Incarnation;
+use crate::ledger::accounts::Place;
+
+/// Records after which everything is written as one, and what came before is purged.
+const RECORDS_MAX: u64 = 4_096;
+
+const FORMAT: u8 = 1;
+
+/// Marks by life and place.
+pub type Lives = BTreeMap<Incarnation, BTreeMap<Place, u64>>;
+
+#[derive(Serialize, Deserialize)]
+enum Record {
+    Begun(Incarnation),
+    Marks(Incarnation, Vec<(Place, u64)>),
+    Forgotten(Incarnation),
+    /// All there is.
+    All(Lives),
+}
+
+/// Why the marks do not open.
+#[derive(Debug, thiserror::Error)]
+pub enum MarksError {
+    #[error("the marks of budgets cannot be read")]
+    Read(#[source] ReadError),
+    #[error("a mark of a budget is damaged")]
+    Damaged(#[source] CodecError),
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Marks(Arc<Inner>);
+
+struct Inner {
+    log: Log,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    lives: Lives,
+    next: u64,
+}
+
+impl Marks {
+    /// Blocks on the disk.
+    pub fn open(log: Log) -> Result<Self, MarksError> {
+        let bounds = log.bounds();
+        let mut lives = Lives::new();
+        for bytes in log.read(bounds.first..bounds.next).map_err(MarksError::Read)? {
+            let (_format, record) = codec::decode(&bytes, bytes.len() as u64).map_err(MarksError::Damaged)?;
+            take(&mut lives, record);
+        }
+        Ok(Self(Arc::new(Inner { log, kept: Mutex::new(Kept { lives, next: bounds.next }) })))
+    }
+
+    /// What every life that was begun here may have spent.
+    pub fn lives(&self) -> Lives {
+        self.0.kept.lock().lives.clone()
+    }
+
+    /// Before this life is granted anything. Durable when it returns, as are the next two.
+    pub async fn begin(&self, life: Incarnation) -> Result<(), Failed> {
+        self.write(Record::Begun(life)).await
+    }
+
+    pub async fn mark(&self, life: Incarnation, marks: Vec<(Place, u64)>) -> Result<(), Failed> {
+        self.write(Record::Marks(life, marks)).await
+    }
+
+    /// Its settlement is applied, or it may not be settled.
+    pub async fn forget(&self, life: Incarnation) -> Result<(), Failed> {
+        self.write(Record::Forgotten(life)).await
+    }
+
+    async fn write(&self, record: Record) -> Result<(), Failed> {
+        let place = self.0.log.place(0).await;
+        let (done, durable) = receipt();
+        let full = {
+            let mut kept = self.0.kept.lock();
+            let bytes = bytes_of(&record);
+            take(&mut kept.lives, record);
+            // In the lock: the next one's number follows on this one's.
+            self.0.log.append(place, kept.next, vec![bytes], done);
+            kept.next += 1;
+            kept.next - self.0.log.bounds().first >= RECORDS_MAX
+        };
+        durable.durable().await?;
+        if full { self.compact().await } else { Ok(()) }
+    }
+
+    async fn compact(&self) -> Result<(), Failed> {
+        let (place, purge) = (self.0.log.place(0).await, self.0.log.place(0).await);
+        let (done, written) = receipt();
+        let (gone, purged) = receipt();
+        {
+            let mut kept = self.0.kept.lock();
+            let all = Record::All(kept.lives.clone());
+            self.0.log.append(place, kept.next, vec![bytes_of(&all)], done);
+            // In this order on the disk, too.
+            self.0.log.purge_to(purge, kept.next - 1, Bytes::new(), gone);
+            kept.next += 1;
+        }
+        written.durable().await?;
+        purged.durable().await
+    }
+}
+
+fn take(lives: &mut Lives, record: Record) {
+    match record {
+        Record::Begun(life) => {
+            lives.entry(life).or_default();
+        }
+        Record::Marks(life, marks) => {
+            let kept = lives.entry(life).or_default();
+            for (place, mark) in marks {
+                let highest = kept.entry(place).or_default();
+                *highest = mark.max(*highest);
+            }
+        }
+        Record::Forgotten(life) => {
+            lives.remove(&life);
+        }
+        Record::All(all) => *lives = all,
+    }
+}
+
+/// Cannot fail for what is whole in memory; an empty record would not be read again, and the node would not start.
+fn bytes_of(record: &Record) -> Bytes {
+    match codec::encode(FORMAT, record) {
+        Ok(bytes) => Bytes::from(bytes),
+        Err(error) => storage::fatal::abort(&format!("a mark cannot be written: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::accounts::BudgetId;
+    use storage::disk::simulated::SimulatedDisk;
+    use storage::log::LogOptions;
+
+    fn open(disk: &SimulatedDisk) -> Marks {
+        Marks::open(Log::open(disk.disk(), LogOptions::default()).unwrap()).unwrap()
+    }
+
+    fn place(budget: u64) -> Place {
+        Place { budget: BudgetId(budget), window: 0 }
+    }
+
+    #[tokio::test]
+    async fn what_was_marked_is_there_after_a_power_cut() {
+        let disk = SimulatedDisk::new();
+        let marks = open(&disk);
+        let (first, second) = (Incarnation::new(5), Incarnation::new(9));
+        marks.begin(first).await.unwrap();
+        marks.mark(first, vec![(place(1), 10), (place(2), 7)]).await.unwrap();
+        marks.mark(first, vec![(place(1), 30)]).await.unwrap();
+        marks.mark(first, vec![(place(1), 20)]).await.unwrap();
+        marks.begin(second).await.unwrap();
+        drop(marks);
+        disk.crash(1);
+
+        let marks = open(&disk);
+
+        let expected =
+            BTreeMap::from([(first, BTreeMap::from([(place(1), 30), (place(2), 7)])), (second, BTreeMap::new())]);
+        assert_eq!(marks.lives(), expected);
+        marks.forget(first).await.unwrap();
+        drop(marks);
+        disk.crash(2);
+        assert_eq!(open(&disk).lives(), BTreeMap::from([(second, BTreeMap::new())]));
+    }
+
+    #[tokio::test]
+    async fn what_is_old_is_purged_and_nothing_lost() {
+        let disk = SimulatedDisk::new();
+        let marks = open(&disk);
+        let life = Incarnation::new(1);
+        for number in 0..RECORDS_MAX * 2 + 10 {
+            marks.mark(life, vec![(place(number % 5), number)]).await.unwrap();
+        }
+        let bounds = marks.0.log.bounds();
+        let before = marks.lives();
+        drop(marks);
+
+        assert!(bounds.next - bounds.first < RECORDS_MAX, "{bounds:?}");
+        assert_eq!(open(&disk).lives(), before);
+    }
+}
