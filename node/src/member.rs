@@ -667,3 +667,26 @@ fn timing(loaded: &Loaded) -> Timing {
         ..Timing::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_secs(2);
+
+    /// Who shortens `stale_max` still has nodes that were granted the longer one.
+    #[test]
+    fn grants_are_held_by_the_longest_stale_max_of_all_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        let life = |stale_max| {
+            let data = DataDir::open(folder.path(), Copies::Refuse, fatal::aborting()).unwrap();
+            stale_held(&data, stale_max).unwrap()
+        };
+
+        assert_eq!(life(SHORT), SHORT);
+        assert_eq!(life(LONG), LONG);
+        assert_eq!(life(SHORT), LONG, "a life before had more");
+        assert_eq!(life(LONG * 2), LONG * 2);
+    }
+}

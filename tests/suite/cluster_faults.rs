@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use harness::{
-    FakeProvider, LONG, Operator, RawConnection, TestCluster, binary, eventually, eventually_some_within,
+    Client, FakeProvider, LONG, Operator, RawConnection, TestCluster, binary, eventually, eventually_some_within,
     eventually_within,
 };
+use http::Method;
 use serde_json::Value;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 use crate::cluster::{WEB, all_answer, all_have_keys, asked, builder, one_leader, question, three};
 
@@ -26,6 +28,11 @@ async fn writes_again(cluster: &TestCluster, number: usize, name: &str) -> Strin
         operator.try_create_key(&name).await.ok().map(|_text| name)
     };
     eventually_some_within(LONG, "changes are made again", made).await
+}
+
+/// Whether the slow forms are wanted too.
+fn is_long() -> bool {
+    std::env::var_os("LEA_LONG").is_some()
 }
 
 fn others(not: usize) -> Vec<usize> {
@@ -166,7 +173,8 @@ impl Waiting {
     }
 }
 
-/// The old leader thinks it leads still. It may serve nobody by what it knew.
+/// The old leader thinks it leads still. It may serve nobody by what it knew. `LEA_LONG=1` leaves it asleep for ten
+/// seconds at least.
 #[tokio::test]
 async fn a_paused_leader_wakes_to_another_and_accepts_no_key_revoked_meanwhile() {
     let (_provider, cluster) = three().await;
@@ -177,6 +185,7 @@ async fn a_paused_leader_wakes_to_another_and_accepts_no_key_revoked_meanwhile()
     all_answer(&cluster, &[0, 1, 2], &revoked, 200).await;
 
     cluster.pause(leader);
+    let (paused_at, paused_for) = (Instant::now(), if is_long() { Duration::from_secs(10) } else { Duration::ZERO });
     let new = cluster.leader_but(leader).await;
     names.push(writes_again(&cluster, new, "meanwhile").await);
     let done = cluster.operator_now(new).await.revoke_key("revoked").await;
@@ -185,6 +194,7 @@ async fn a_paused_leader_wakes_to_another_and_accepts_no_key_revoked_meanwhile()
         assert_eq!(asked(&cluster[*number], &revoked).await, 401);
     }
     let waiting = Waiting::at(&cluster, leader, &revoked).await;
+    eventually_within(LONG, "it slept for long enough", async || paused_at.elapsed() >= paused_for).await;
     cluster.resume(leader);
 
     let statuses = waiting.answers().await;
@@ -270,7 +280,7 @@ async fn audited(operator: &Operator) -> BTreeMap<String, usize> {
 #[tokio::test]
 async fn keys_made_through_a_follower_while_the_leader_dies_exist_exactly_once() {
     const WORKERS: usize = 16;
-    let total = if std::env::var_os("LEA_LONG").is_some() { 10_000 } else { 2_000 };
+    let total = if is_long() { 10_000 } else { 2_000 };
     let (_provider, mut cluster) = three().await;
     let leader = cluster.leader().await;
     let follower = others(leader)[0];
@@ -345,4 +355,73 @@ async fn a_leader_that_restarts_within_its_term_reads_nothing_stale_and_waits_fo
     let statuses = waiting.answers().await;
     assert!(statuses.iter().all(|status| [401, 503].contains(status)), "{statuses:?}");
     all_answer(&cluster, &[0, 1, 2], &lasting, 401).await;
+}
+
+/// Whoever leads may have a shorter `stale_max` by now. What nodes were granted by the longer one runs on, and is waited
+/// for.
+#[tokio::test]
+async fn grants_of_a_longer_stale_max_are_waited_out_after_all_others_have_a_shorter_one() {
+    let longer = "stale_max: 15s, heartbeat: 150ms, election_min: 750ms, election_max: 1500ms, gossip_interval: 100ms";
+    let provider = FakeProvider::start(binary!()).await;
+    let mut cluster = builder(&provider).cluster(longer).start().await;
+    let leader = cluster.leader().await;
+    let key = cluster.operator(leader).await.create_key("revoked").await;
+    all_answer(&cluster, &[0, 1, 2], &key, 200).await;
+    let (paused, third) = (others(leader)[0], others(leader)[1]);
+
+    cluster.pause(paused);
+    for number in [leader, third] {
+        cluster.kill(number).await;
+        cluster.edit_file(number, |text| text.replace("stale_max: 15s", "stale_max: 3s"));
+    }
+    cluster.start(leader);
+    cluster.start(third);
+    let operator = cluster.operator(third).await;
+    let done = operator.revoke_key("revoked").await;
+    assert_eq!(done["waited"], "every_node", "{done}");
+    let waiting = Waiting::at(&cluster, paused, &key).await;
+    cluster.resume(paused);
+
+    let statuses = waiting.answers().await;
+    assert!(statuses.iter().all(|status| [401, 503].contains(status)), "{statuses:?}");
+}
+
+/// The file of a node that is alone still declares the key. Whoever connects while the node starts is served by what was
+/// decided, never by what the file says.
+#[tokio::test]
+async fn a_lone_node_refuses_a_revoked_key_of_its_file_from_its_first_connection_on() {
+    let provider = FakeProvider::start(binary!()).await;
+    let mut cluster = builder(&provider).nodes(1).prepare().await;
+    let alone = |text: String| text.lines().filter(|line| !line.starts_with("cluster:")).collect::<Vec<_>>().join("\n");
+    cluster.edit_file(0, alone);
+    cluster.start_ready(0).await;
+    all_answer(&cluster, &[0], WEB, 200).await;
+    cluster.operator(0).await.revoke_key("web").await;
+
+    for _life in 0..3 {
+        cluster.kill(0).await;
+        let mut callers = JoinSet::new();
+        for _caller in 0..4 {
+            callers.spawn(first_answer(cluster[0].as_key(WEB)));
+        }
+        cluster.start(0);
+
+        while let Some(status) = callers.join_next().await {
+            assert_eq!(status.unwrap(), 401);
+        }
+    }
+}
+
+/// Knocks until the listener is there; the system takes the connection before the node does. 0: nobody answers.
+async fn first_answer(client: Client) -> u16 {
+    let knocks = async {
+        loop {
+            let reply = client.try_send(Method::POST, "/v1/chat/completions", question().to_string()).await;
+            if let Ok(reply) = reply {
+                return reply.status;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, knocks).await.unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers end the test where something failed")]
 
-use harness::{FakeProvider, LONG, TestCluster, binary, copy_folder, eventually, eventually_within, run};
+use harness::{FakeProvider, Finished, LONG, TestCluster, binary, copy_folder, eventually, eventually_within, run};
 use serde_json::Value;
 
 use crate::cluster::{WEB, all_answer, asked, builder, three};
@@ -232,17 +232,84 @@ async fn a_node_that_lost_its_disk_joins_as_a_new_one_and_the_old_one_is_removed
     loses_its_disk(2).await;
 }
 
+async fn forget_promise(cluster: &TestCluster, number: usize) -> Finished {
+    let config = cluster[number].config_path().display().to_string();
+    run(binary!(), &["cluster", "forget-promise", "--config", &config], &[]).await
+}
+
 /// The way to begin anew is no way out of a cluster that exists, nor one for a node that runs.
 #[tokio::test]
 async fn a_promise_stays_with_a_node_that_runs_or_is_a_member() {
     let (_provider, mut cluster) = three().await;
-    let config = cluster[1].config_path().display().to_string();
-    let forget = async || run(binary!(), &["cluster", "forget-promise", "--config", &config], &[]).await;
 
-    let running = forget().await;
+    let running = forget_promise(&cluster, 1).await;
     cluster.stop(1).await;
-    let member = forget().await;
+    let member = forget_promise(&cluster, 1).await;
 
     assert!(!running.status.success() && running.stderr.contains("in use"), "{}", running.stderr);
     assert!(!member.status.success() && member.stderr.contains("is a member of cluster"), "{}", member.stderr);
+}
+
+/// Whoever was promised lost its disk before there was a cluster, and nobody else may found one. The command frees those
+/// that promised, and only once nobody answers for whom they promised.
+#[tokio::test]
+async fn a_promise_to_a_founder_that_is_lost_is_taken_back_and_the_next_one_founds() {
+    let (_provider, mut cluster) = prepared(3).await;
+    let all = [0, 1, 2];
+    // One that does not promise, so that the other's promise is all there is.
+    cluster.write_found_by(2, &cluster.seeds_of(&[1, 2]));
+    for number in all {
+        cluster.start(number);
+    }
+    cluster[0].says(&["edge-2", "lists of seeds differ"]).await;
+    cluster.stop(1).await;
+
+    let early = forget_promise(&cluster, 1).await;
+    assert!(!early.status.success() && early.stderr.contains("edge-0"), "{}", early.stderr);
+    assert!(early.stderr.contains("answers; stop that node first"), "{}", early.stderr);
+
+    cluster.kill(0).await;
+    cluster.wipe(0);
+    cluster.stop(2).await;
+    cluster.write_found_by(2, &cluster.seeds_of(&all));
+    for number in all {
+        cluster.start(number);
+    }
+    cluster[0].says(&["edge-1", "has promised node", "forget-promise"]).await;
+    belong_to_none(&cluster, &all).await;
+    cluster.stop(1).await;
+    let freed = forget_promise(&cluster, 1).await;
+    assert!(freed.status.success() && freed.stdout.contains("start the node again"), "{}", freed.stderr);
+    cluster.start(1);
+
+    are_one(&cluster, &all).await;
+}
+
+/// The leader counts when promises run out by its own `stale_max`. A node with another is granted nothing, and says what
+/// to mend.
+#[tokio::test]
+async fn a_node_with_another_stale_max_does_not_serve_and_says_so() {
+    let (_provider, mut cluster) = three().await;
+    let leader = cluster.leader().await;
+    let (other, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.stop(other).await;
+    cluster.edit_file(other, |text| text.replace("stale_max: 3s", "stale_max: 4s"));
+
+    cluster.start(other);
+
+    eventually_within(LONG, "it says what differs", async || {
+        let printed = cluster[other].printed();
+        printed.lines().any(|line| line.contains("not granted") && line.contains("cluster.stale_max"))
+    })
+    .await;
+    let printed = cluster[other].printed();
+    assert!(printed.contains("4s") && printed.contains("3s"), "{printed}");
+    assert!(!cluster[other].is_ready().await);
+    assert_ne!(asked(&cluster[other], WEB).await, 200);
+    all_answer(&cluster, &[leader, third], WEB, 200).await;
+
+    cluster.stop(other).await;
+    cluster.edit_file(other, |text| text.replace("stale_max: 4s", "stale_max: 3s"));
+    cluster.start_ready(other).await;
+    assert_eq!(asked(&cluster[other], WEB).await, 200);
 }

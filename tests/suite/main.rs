@@ -8,6 +8,8 @@ mod chat;
 mod cluster;
 mod cluster_disk;
 mod cluster_faults;
+mod cluster_members;
+mod cluster_providers;
 mod cluster_start;
 mod keys;
 mod lifecycle;

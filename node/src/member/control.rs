@@ -78,8 +78,8 @@ impl MemberControl {
         if context.wait == Wait::None {
             return Ok(Changed { version, waited: Waited::Skipped });
         }
-        let stale_max = self.member.0.timing.stale_max;
-        let within = stale_max + stale_max / 50 + BARRIER_SLACK;
+        let held = self.grants_held();
+        let within = held + held / 50 + BARRIER_SLACK;
         match consensus.barrier(index, within).await {
             Ok(()) => Ok(Changed { version, waited: Waited::EveryNode }),
             Err(error) => {
@@ -188,6 +188,11 @@ impl MemberControl {
         }
     }
 
+    /// For how long what a node was granted may run: by the longest `stale_max` there ever was.
+    fn grants_held(&self) -> Duration {
+        self.member.0.timing.stale_max.max(self.member.0.timing.stale_held)
+    }
+
     fn node_called(&self, name: &str) -> Result<NodeId, ChangeError> {
         self.member.consensus().read(|register| {
             called(name, register.members().iter().map(|(node, member)| (node, member.info.name.as_str())))
@@ -195,7 +200,7 @@ impl MemberControl {
     }
 
     async fn change_member(&self, change: &ChangeMember) -> Result<(), ChangeError> {
-        let within = self.member.0.timing.stale_max + MEMBERS_SLACK;
+        let within = self.grants_held() + MEMBERS_SLACK;
         self.member.consensus().change_member(change, within).await.map_err(|error| match error {
             MemberChangeError::Refused(refused) => {
                 ChangeError::Refused { code: "members_stay", reason: refused.to_string() }
@@ -357,6 +362,31 @@ impl Handler for AskedToDrain {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A node that lags behind does not know yet what it changes: that there is nothing to take away would be a guess.
+    #[test]
+    fn what_may_take_something_away_is_waited_for_whatever_this_node_knows() {
+        let put = |kind, expected| Change::Put { kind, name: "web".to_owned(), spec: serde_json::json!({}), expected };
+        let key = || KeyRef::Name("web".to_owned());
+        let switch = |off| Change::SwitchProvider { name: "openai".to_owned(), off };
+
+        for change in [
+            put(Kind::Keys, Expected::Any),
+            put(Kind::Keys, Expected::Version(3)),
+            put(Kind::Roles, Expected::Any),
+            put(Kind::Routes, Expected::Any),
+            put(Kind::Tenants, Expected::Any),
+            Change::Delete { kind: Kind::Models, name: "m".to_owned(), expected: Expected::Any },
+            Change::Revoke { key: key(), cut: false },
+            Change::Revoke { key: key(), cut: true },
+            switch(true),
+        ] {
+            assert!(MemberControl::takes_away(&change), "{change:?}");
+        }
+        for change in [put(Kind::Keys, Expected::Absent), switch(false)] {
+            assert!(!MemberControl::takes_away(&change), "{change:?}");
+        }
+    }
 
     /// Removing by name took the node that lives, and left the dead one.
     #[test]
