@@ -30,7 +30,7 @@ auth: none
 const TURNS: Duration = Duration::from_secs(8);
 
 /// Between two requests of someone who asks all the time.
-const ASK_EVERY: Duration = Duration::from_millis(10);
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 async fn gateways() -> (FakeProvider, TestCluster) {
     let provider = FakeProvider::start(binary!()).await;
