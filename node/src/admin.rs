@@ -262,6 +262,7 @@ mod tests {
 
     struct Running {
         view: Arc<FakeView>,
+        cluster: Arc<super::fake::FakeCluster>,
         address: SocketAddr,
         tasks: Tasks,
     }
@@ -274,16 +275,24 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let tasks = Tasks::new();
             let admin = Admin::new(Arc::clone(&view) as Arc<dyn View>);
-            let admin = admin.with_control(Arc::new(super::fake::FakeCluster::new()));
+            let cluster = Arc::new(super::fake::FakeCluster::new());
+            let admin = admin.with_control(Arc::clone(&cluster) as Arc<dyn Control>);
             let all = tasks.clone();
             tasks.spawn_cancellable("admin", |stop| admin.serve(listener, all, stop));
-            Self { view, address, tasks }
+            Self { view, cluster, address, tasks }
         }
 
         async fn ask(&self, method: Method, path: &str) -> (StatusCode, String) {
+            self.ask_as("", method, path).await
+        }
+
+        async fn ask_as(&self, operator: &str, method: Method, path: &str) -> (StatusCode, String) {
             let socket = TcpStream::connect(self.address).await.unwrap();
             let (mut sender, connection) = client::handshake(TokioIo::new(socket)).await.unwrap();
-            let request = Request::builder().method(method).uri(path).header("host", "admin");
+            let mut request = Request::builder().method(method).uri(path).header("host", "admin");
+            if !operator.is_empty() {
+                request = request.header("authorization", format!("Bearer {operator}"));
+            }
             let answer = async {
                 let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
                 let status = answer.status();
@@ -370,5 +379,31 @@ mod tests {
         node.tasks.shutdown(Duration::from_secs(5)).await.expect("nothing is left");
 
         drop(idle);
+    }
+
+    /// Whoever tells a node to leave is told that it does, although the listener ends with the node.
+    #[tokio::test]
+    async fn an_answer_under_way_is_given_although_the_listener_ends() {
+        let node = Running::start().await;
+        let held = node.cluster.hold();
+
+        let asked = node.ask_as("operator", Method::POST, "/admin/v1/members/edge-0/drain");
+        let leaving = async {
+            while node.cluster.asked().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            // In this order: the listener ends and everyone knows, then there is an answer.
+            let release = async {
+                for _turn in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+                held.notify_one();
+            };
+            tokio::join!(biased; node.tasks.shutdown(Duration::from_secs(5)), release).0
+        };
+        let ((status, _body), ended) = tokio::join!(asked, leaving);
+
+        assert_eq!(status, StatusCode::ACCEPTED);
+        ended.expect("nothing is left");
     }
 }

@@ -672,7 +672,7 @@ fn timing(loaded: &Loaded) -> Timing {
 mod tests {
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
     const SHORT: Duration = Duration::from_secs(2);
 
     /// Who shortens `stale_max` still has nodes that were granted the longer one.

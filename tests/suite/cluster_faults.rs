@@ -392,8 +392,15 @@ async fn grants_of_a_longer_stale_max_are_waited_out_after_all_others_have_a_sho
 async fn a_lone_node_refuses_a_revoked_key_of_its_file_from_its_first_connection_on() {
     let provider = FakeProvider::start(binary!()).await;
     let mut cluster = builder(&provider).nodes(1).prepare().await;
-    let alone = |text: String| text.lines().filter(|line| !line.starts_with("cluster:")).collect::<Vec<_>>().join("\n");
-    cluster.edit_file(0, alone);
+    // Many providers, so that what was decided takes its time to be in force.
+    let names = std::iter::once("openai".to_owned()).chain((0..40).map(|number| format!("more-{number}")));
+    let url = provider.url();
+    let providers = names.map(|name| format!("  {name}: {{ kind: openai, base_url: \"{url}/v1\", api_key: none }}"));
+    let providers = providers.collect::<Vec<_>>().join("\n");
+    let config = format!("providers:\n{providers}\nkeys: {{ web: {{ secret: {WEB} }} }}\n");
+    cluster.write_config("edge-0", &config);
+    cluster
+        .edit_file(0, |text| text.lines().filter(|line| !line.starts_with("cluster:")).collect::<Vec<_>>().join("\n"));
     cluster.start_ready(0).await;
     all_answer(&cluster, &[0], WEB, 200).await;
     cluster.operator(0).await.revoke_key("web").await;

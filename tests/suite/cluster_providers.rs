@@ -1,16 +1,17 @@
 //! Providers as all nodes see them: what one node learnt of them the others heed, and whose secrets they may have is for
 //! each node to say.
 
-#![expect(clippy::unwrap_used, reason = "helpers end the test where something failed")]
-
 use std::time::Duration;
 
-use harness::{Client, FakeProvider, LONG, TestCluster, binary, eventually, eventually_some_within, eventually_within};
+use harness::{
+    Client, FakeProvider, LONG, TestCluster, TestClusterBuilder, binary, eventually, eventually_some_within,
+    eventually_within,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::cluster::{builder, question};
+use crate::cluster::{CONFIG, WEB, builder, question};
 
 /// `lasting` stays open for longer than any test lasts, `brief` is soon probed.
 const BREAKERS: &str = r#"
@@ -29,7 +30,7 @@ auth: none
 const TURNS: Duration = Duration::from_secs(8);
 
 /// Between two requests of someone who asks all the time.
-const ASK_EVERY: Duration = Duration::from_millis(10);
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 async fn gateways() -> (FakeProvider, TestCluster) {
     let provider = FakeProvider::start(binary!()).await;
@@ -158,13 +159,11 @@ async fn of_all_nodes_one_probes_and_its_success_closes_the_breaker_everywhere()
 /// node's file says.
 #[tokio::test]
 async fn a_secret_goes_to_a_provider_only_from_nodes_whose_file_lists_it() {
-    let listed =
-        crate::cluster::CONFIG.to_owned() + "admin: { allow_private_providers: true, provider_secrets: [GIVEN_KEY] }\n";
-    let unlisted = crate::cluster::CONFIG.to_owned() + "admin: { allow_private_providers: true }\n";
+    let listed = CONFIG.to_owned() + "admin: { allow_private_providers: true, provider_secrets: [GIVEN_KEY] }\n";
+    let unlisted = CONFIG.to_owned() + "admin: { allow_private_providers: true }\n";
     let provider = FakeProvider::start(binary!()).await;
-    let environment = |builder: harness::TestClusterBuilder| {
-        builder.env("GIVEN_KEY", "key-that-is-given").env("KEPT_KEY", "key-that-is-kept")
-    };
+    let environment =
+        |builder: TestClusterBuilder| builder.env("GIVEN_KEY", "key-that-is-given").env("KEPT_KEY", "key-that-is-kept");
     let mut cluster = environment(builder(&provider).config(&listed)).prepare().await;
     cluster.write_config("edge-2", &unlisted);
     for number in [0, 1, 2] {
@@ -188,7 +187,7 @@ async fn a_secret_goes_to_a_provider_only_from_nodes_whose_file_lists_it() {
     assert!([200, 201].contains(&made.status), "{}", made.text());
 
     for number in [0, 1] {
-        let client = cluster[number].as_key(crate::cluster::WEB);
+        let client = cluster[number].as_key(WEB);
         let answered = eventually_some_within(LONG, "the provider is called", async || {
             let reply = client.post("/v1/chat/completions", &ask("extra/m")).await;
             (reply.status == 200).then_some(reply)
@@ -201,10 +200,10 @@ async fn a_secret_goes_to_a_provider_only_from_nodes_whose_file_lists_it() {
     })
     .await;
     let before = provider.requests().await.len();
-    let reply = cluster[2].as_key(crate::cluster::WEB).post("/v1/chat/completions", &ask("extra/m")).await;
+    let reply = cluster[2].as_key(WEB).post("/v1/chat/completions", &ask("extra/m")).await;
     assert_ne!(reply.status, 200, "{}", reply.text());
     let seen = provider.requests().await;
     assert_eq!(seen.len(), before, "nothing was sent");
     assert_eq!(seen.iter().filter(|seen| seen.key == "key-that-is-given").count(), 2);
-    assert_eq!(cluster[2].client().with_key(crate::cluster::WEB).chat("openai/m", "hi").await.status, 200);
+    assert_eq!(cluster[2].client().with_key(WEB).chat("openai/m", "hi").await.status, 200);
 }

@@ -14,6 +14,8 @@ use futures_util::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// The key of each operator is his name.
 pub struct FakeCluster {
@@ -30,6 +32,8 @@ struct State {
     asked: Vec<(String, Context)>,
     /// What the next changes answer in place of being made.
     failures: VecDeque<ChangeError>,
+    /// What draining waits for before it answers.
+    held: Option<Arc<Notify>>,
     fresh: bool,
 }
 
@@ -71,6 +75,11 @@ impl FakeCluster {
 
     pub fn fail_next(&self, error: ChangeError) {
         self.state.lock().failures.push_back(error);
+    }
+
+    /// Draining is answered once what this returns is notified.
+    pub fn hold(&self) -> Arc<Notify> {
+        Arc::clone(self.state.lock().held.get_or_insert_default())
     }
 
     pub fn cut_off(&self) {
@@ -203,8 +212,16 @@ impl Control for FakeCluster {
     }
 
     fn drain(&self, node: String, context: Context) -> BoxFuture<'_, Result<(), ChangeError>> {
-        self.state.lock().asked.push((format!("drain {node}"), context));
-        async { Ok(()) }.boxed()
+        let mut state = self.state.lock();
+        state.asked.push((format!("drain {node}"), context));
+        let held = state.held.clone();
+        async move {
+            if let Some(held) = held {
+                held.notified().await;
+            }
+            Ok(())
+        }
+        .boxed()
     }
 
     fn remove(&self, node: String, context: Context) -> BoxFuture<'_, Result<(), ChangeError>> {

@@ -363,6 +363,35 @@ impl Handler for AskedToDrain {
 mod tests {
     use super::*;
 
+    /// Another node waits for the answer; a process that ends at once would tear it off.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_told_to_leave_answers_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        let text = format!(
+            "node: {{ data_dir: \"{}\" }}\nauth: none\nproviders: {{ openai: {{ api_key: none }} }}\n",
+            folder.path().join("data").display()
+        );
+        std::fs::write(&path, text).unwrap();
+        let loaded = Arc::new(crate::config::load::load(&path, &|_name| None).unwrap());
+        let member = Member::open(&Arc::new(arc_swap::ArcSwap::new(loaded)), false).await.unwrap();
+        let another = Caller {
+            node: NodeId::new(2),
+            incarnation: cluster::id::Incarnation::default(),
+            cluster: cluster::id::ClusterId::NONE,
+            epoch: cluster::id::Epoch::default(),
+            address: None,
+        };
+
+        let told = asked_to_drain(&member).handle(another, Bytes::new()).await;
+
+        assert_eq!(told.unwrap(), Bytes::new());
+        let at_once = tokio::time::timeout(Duration::from_millis(100), member.told_to_leave()).await;
+        assert!(at_once.is_err(), "the answer is still on its way");
+        tokio::time::timeout(Duration::from_secs(1), member.told_to_leave()).await.expect("it leaves");
+        assert!(member.stop().await);
+    }
+
     /// A node that lags behind does not know yet what it changes: that there is nothing to take away would be a guess.
     #[test]
     fn what_may_take_something_away_is_waited_for_whatever_this_node_knows() {
