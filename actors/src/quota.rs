@@ -8,13 +8,19 @@ pub mod held;
 pub mod metrics;
 
 use ::metrics::Counter;
+use cluster::directory::budget::{Budget, Unit};
 use cluster::directory::price::{Price, TokenCounts};
+use cluster::ledger::accounts::Place;
 use cluster::ledger::money::NanoUsd;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tracing::warn;
+
+use self::escrow::{Escrow, Hold, NotReserved};
+use self::held::{Demand, Refused};
 
 /// Output tokens a provider may bill beyond those that were seen when a call is cut.
 pub const CANCEL_SLACK: u64 = 256;
@@ -30,17 +36,65 @@ pub struct Quota(Arc<Shared>);
 struct Shared {
     next: AtomicU64,
     accounts: RwLock<HashMap<Account, Arc<Counters>>>,
+    /// `None`: there are no budgets.
+    escrow: Option<Escrow>,
+}
+
+/// Why an attempt may not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaError {
+    /// The ledger's word.
+    #[error("less is left of the budget `{budget}`")]
+    Exceeded { budget: Arc<str> },
+    #[error("the budget `{budget}` is in US dollars, and the target has no price")]
+    Unpriced { budget: Arc<str> },
+    /// It may be tried again.
+    #[error("the ledger did not answer within {waited:?}")]
+    Unanswered { waited: Duration },
+    /// It may be tried again.
+    #[error("too many wait for budgets")]
+    Full,
 }
 
 impl Quota {
+    /// Without budgets.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the bound aside at this target's price. Without a price the attempt is metered, and its cost unknown.
-    pub fn reserve(&self, account: &Account, bound: Bound, price: Option<Arc<Price>>) -> Reservation {
+    pub fn with(escrow: Escrow) -> Self {
+        Self(Arc::new(Shared { escrow: Some(escrow), ..Shared::default() }))
+    }
+
+    /// Sets the bound aside at this target's price, in all of the budgets or in none; waits for the ledger where this node
+    /// holds too little, not beyond `until`. Without a price the attempt is metered, and its cost unknown: no budget in
+    /// money takes that.
+    pub async fn reserve(
+        &self,
+        account: &Account,
+        budgets: &[Arc<Budget>],
+        bound: Bound,
+        price: Option<Arc<Price>>,
+        until: Instant,
+    ) -> Result<Reservation, QuotaError> {
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
-        Reservation(Attempt { stage: Stage::Reserved, seq, bound, price, counters: self.counters(account) })
+        let rights = match &self.0.escrow {
+            Some(escrow) if !budgets.is_empty() => Some(rights(escrow, budgets, bound, price.as_deref(), until).await?),
+            Some(_) | None => None,
+        };
+        Ok(Reservation(Attempt { stage: Stage::Reserved, seq, bound, price, rights, counters: self.counters(account) }))
+    }
+
+    /// What this node holds of budgets.
+    pub fn escrow(&self) -> Option<&Escrow> {
+        self.0.escrow.as_ref()
+    }
+
+    /// Of an attempt that costs nothing.
+    pub fn free(&self, account: &Account) -> Reservation {
+        let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let (bound, counters) = (Bound::default(), self.counters(account));
+        Reservation(Attempt { stage: Stage::Reserved, seq, bound, price: None, rights: None, counters })
     }
 
     fn counters(&self, account: &Account) -> Arc<Counters> {
@@ -53,6 +107,61 @@ impl Quota {
         }
         Arc::clone(accounts.entry(account.clone()).or_insert_with(|| Arc::new(Counters::new(account))))
     }
+}
+
+/// What an attempt took, and in what each part is counted.
+struct Rights {
+    hold: Hold,
+    units: Vec<Unit>,
+}
+
+async fn rights(
+    escrow: &Escrow,
+    budgets: &[Arc<Budget>],
+    bound: Bound,
+    price: Option<&Price>,
+    until: Instant,
+) -> Result<Rights, QuotaError> {
+    let cost = price.map(|price| dearest(price, bound.tokens));
+    let mut amounts = Vec::with_capacity(budgets.len());
+    for budget in budgets {
+        let amount = match budget.limit.unit {
+            Unit::NanoUsd => cost.ok_or_else(|| QuotaError::Unpriced { budget: Arc::clone(&budget.name) })?.0,
+            Unit::Tokens => tokens_of(bound.tokens),
+            Unit::Requests => 1,
+        };
+        amounts.push(amount);
+    }
+    let names: Vec<&str> = budgets.iter().map(|budget| &*budget.name).collect();
+    let units = budgets.iter().map(|budget| budget.limit.unit).collect();
+    loop {
+        let places = escrow.places(&names, until).await.map_err(|error| unreserved(&error, &[], budgets))?;
+        let demands: Arc<[Demand]> =
+            places.iter().zip(&amounts).map(|(place, amount)| Demand { place: *place, amount: *amount }).collect();
+        match escrow.reserve(demands, until).await {
+            Ok(hold) => return Ok(Rights { hold, units }),
+            // Its next window has begun, and is known here as soon as that is applied.
+            Err(NotReserved::Refused(Refused::Over { place })) => {
+                escrow.next_after(place, until).await.map_err(|error| unreserved(&error, &places, budgets))?;
+            }
+            Err(error) => return Err(unreserved(&error, &places, budgets)),
+        }
+    }
+}
+
+fn unreserved(error: &NotReserved, places: &[Place], budgets: &[Arc<Budget>]) -> QuotaError {
+    match error {
+        NotReserved::Refused(Refused::Exceeded { place, .. } | Refused::Over { place }) => {
+            let budget = places.iter().zip(budgets).find(|(at, _)| *at == place).map(|(_, budget)| &budget.name);
+            QuotaError::Exceeded { budget: budget.cloned().unwrap_or_default() }
+        }
+        NotReserved::Refused(Refused::Full) => QuotaError::Full,
+        NotReserved::Unanswered { waited } => QuotaError::Unanswered { waited: *waited },
+    }
+}
+
+fn tokens_of(counts: TokenCounts) -> u64 {
+    counts.input.saturating_add(counts.output)
 }
 
 /// In whose name an attempt is made. All three are names from the configuration, so their number is bounded.
@@ -102,7 +211,7 @@ impl Charge {
 
     /// Nothing was written to the socket, or the provider refused without naming a usage.
     pub fn void(mut self) -> Bill {
-        self.0.close(Ending::Used(TokenCounts::default()))
+        self.0.close(Ending::Nothing)
     }
 
     /// The answer was cut after content; `output` tokens of it were seen.
@@ -124,6 +233,7 @@ pub struct Bill {
 #[derive(Clone, Copy)]
 enum Ending {
     Used(TokenCounts),
+    Nothing,
     Cut { output: u64 },
     Unknown,
 }
@@ -134,6 +244,8 @@ struct Attempt {
     seq: u64,
     bound: Bound,
     price: Option<Arc<Price>>,
+    /// Dropped with it before the dispatch, which gives them back.
+    rights: Option<Rights>,
     counters: Arc<Counters>,
 }
 
@@ -161,6 +273,16 @@ impl Attempt {
         self.stage = Stage::Closed;
         let bill = self.bill(ending);
         self.counters.count(&bill);
+        if let Some(Rights { hold, units }) = self.rights.take() {
+            let requests = u64::from(!matches!(ending, Ending::Nothing));
+            let used = |unit: &Unit| match unit {
+                // Without a price nothing was reserved in money.
+                Unit::NanoUsd => bill.cost.unwrap_or_default().0,
+                Unit::Tokens => tokens_of(bill.tokens),
+                Unit::Requests => requests,
+            };
+            hold.settle(&units.iter().map(used).collect::<Vec<_>>());
+        }
         bill
     }
 
@@ -168,6 +290,7 @@ impl Attempt {
         let bound = self.bound.tokens;
         let (tokens, estimated) = match ending {
             Ending::Used(used) => (used, false),
+            Ending::Nothing => (TokenCounts::default(), false),
             Ending::Unknown => (bound, true),
             Ending::Cut { .. } if self.bound.hidden_reasoning => (bound, true),
             Ending::Cut { output } => {

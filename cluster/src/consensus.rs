@@ -260,6 +260,11 @@ impl Consensus {
         }
     }
 
+    /// Since 1970, by this node's clock.
+    pub fn wall(&self) -> Duration {
+        self.0.clock.wall()
+    }
+
     pub fn me(&self) -> NodeId {
         self.0.me
     }
@@ -330,6 +335,12 @@ impl Consensus {
         let _open = Open { tokens: &self.0.tokens, number };
         let command = Command::new(author, self.0.clock.wall(), act).with_token(token);
         self.submit(command, within).await
+    }
+
+    /// As [`propose`](Self::propose), for what comes to the same when it is applied twice: nothing is remembered of it.
+    pub async fn propose_idempotent(&self, act: Act, within: Duration) -> Result<Accepted, ProposeError> {
+        let author = Author { node: self.0.me, ..Author::default() };
+        self.submit(Command::new(author, self.0.clock.wall(), act), within).await
     }
 
     async fn submit(&self, command: Command, within: Duration) -> Result<Accepted, ProposeError> {

@@ -5,6 +5,7 @@
 //! [`shape::Shape`]: a change of a key copies one shard and nothing of the shape.
 
 pub mod available;
+pub mod budget;
 mod catalog;
 pub mod key;
 pub mod kind;
@@ -24,6 +25,7 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use budget::Budget;
 use key::{Key, KeyHash};
 use kind::Origin;
 use model::ModelFacts;
@@ -34,7 +36,7 @@ use resources::Resources;
 use role::Role;
 use route::Route;
 use secret::SecretRef;
-pub use shape::{ListedModel, ROUTE_OWNER, Shape};
+pub use shape::{ListedModel, ROUTE_OWNER, Shape, UnknownBudget};
 use shards::{KeyRecord, KeyShards};
 
 /// What requests read. Immutable, cheap to clone and to read from any thread.
@@ -98,6 +100,11 @@ impl Directory {
     /// `None` where neither the file nor the shipped table knows.
     pub fn price(&self, provider: &str, model: &str) -> Option<&Arc<Price>> {
         self.shape.price(provider, model)
+    }
+
+    /// As [`Shape::budgets_of`].
+    pub fn budgets_of(&self, key: &Key, provider: &str, model: &str) -> Result<Vec<Arc<Budget>>, UnknownBudget> {
+        self.shape.budgets_of(key, provider, model)
     }
 
     /// What is known about a provider's model besides its price.

@@ -12,3 +12,4 @@ mod model;
 pub mod money;
 #[cfg(test)]
 mod tests;
+pub mod window;

@@ -19,8 +19,9 @@ mod validate;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::directory::wire::Spec;
 use crate::id::{Incarnation, NodeId};
-use crate::ledger::accounts::Place;
+use crate::ledger::accounts::{self, Place};
 use crate::ledger::book::Statement;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,6 @@ pub use staging::STAGINGS_MAX;
 pub use tokens::TOKENS_MAX;
 pub use validate::{Change, Checked, Policy, difference, validate};
 
-use crate::ledger::accounts::Accounts;
 use holdings::{Holdings, Tally};
 use staging::{Part, Stagings};
 use tokens::Tokens;
@@ -63,7 +63,7 @@ pub struct Register {
     file: FileState,
     stagings: Stagings,
     audit: VecDeque<AuditRecord>,
-    accounts: Accounts,
+    accounts: accounts::Accounts,
 }
 
 /// Which file's declarations are in force.
@@ -122,6 +122,9 @@ impl Register {
             return silent(reply);
         }
         let Outcome { reply, changed, note } = self.act(&command.act);
+        if changed.shape {
+            self.align_accounts();
+        }
         if let Some(token) = command.token {
             self.tokens.keep(token, &reply);
         }
@@ -182,6 +185,18 @@ impl Register {
             }
             Act::Quota { .. } | Act::Roll { .. } | Act::Settle { .. } | Act::Unspent { .. } => self.account(act),
         }
+    }
+
+    /// Makes the accounts those of the budgets there are now. One that this program cannot read keeps what it has: nothing
+    /// new is granted of what nobody knows the limit of, since no request finds it.
+    fn align_accounts(&mut self) {
+        let declared = self.holdings.entries.get(&Kind::Budgets).into_iter().flatten();
+        let read = |(name, entry): (&String, &holdings::Entry)| match Spec::read(Kind::Budgets, &entry.spec) {
+            Ok(Spec::Budget(spec)) => spec.declared(name),
+            Ok(_) | Err(_) => None,
+        };
+        let declared: Vec<accounts::Declared> = declared.filter_map(read).collect();
+        self.accounts.align(&declared);
     }
 
     /// What is granted, used and given back.

@@ -105,7 +105,8 @@ fn spec() -> impl Strategy<Value = Spec> {
         (of(any::<u64>()), of(any::<u64>()), of(any::<bool>())).prop_map(|(context, output_max, hidden_reasoning)| {
             ModelSpec { context, output_max, hidden_reasoning, ..ModelSpec::default() }
         });
-    let teams = btree_map(name(), of(text()).prop_map(|description| TeamSpec { description }), 0..3);
+    let teams =
+        btree_map(name(), of(text()).prop_map(|description| TeamSpec { description, ..TeamSpec::default() }), 0..3);
     let tenant =
         (of(text()), teams).prop_map(|(description, teams)| TenantSpec { description, teams, ..TenantSpec::default() });
     let grant = prop_oneof![Just(Grant::Viewer), Just(Grant::Operator), Just(Grant::Admin)];

@@ -72,9 +72,6 @@ pub struct Config {
 
     #[serde(skip_serializing)]
     #[schemars(skip)]
-    budgets: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
     guards: Later,
 }
 

@@ -122,7 +122,8 @@ impl Service for Node {
         });
         let supervisor = Supervisor::start(RestartPolicy::default(), &tasks).await.map_err(StartError::Actor)?;
         let gate = if member.is_shared() { Gate::closed() } else { Gate::always_open() };
-        let gateway = Arc::new(gateway(&loaded, gate, &supervisor, &tasks).await?);
+        let quota = Quota::with(member::budgets::start(&member));
+        let gateway = Arc::new(gateway(&loaded, gate, quota, &supervisor, &tasks).await?);
         member.cuts_at(&gateway);
         let publisher = belong(&member, &gateway, &live).await?;
         let path = Arc::clone(&gateway);
@@ -189,6 +190,9 @@ impl Service for Node {
         self.member.drains();
         let drained = self.ingress.drain(self.gateway.limits.drain_timeout).await;
         self.admin_stop.cancel();
+        if let Some(escrow) = self.gateway.quota.escrow() {
+            self.member.settle_last(escrow).await;
+        }
         let member = self.member.stop().await;
         let actors = self.supervisor.stop(STOP_MAX).await;
         let tasks = self.tasks.shutdown(STOP_MAX).await;
@@ -219,7 +223,13 @@ async fn belong(
 }
 
 /// The path of a request, with all it needs.
-async fn gateway(loaded: &Loaded, gate: Gate, supervisor: &Supervisor, tasks: &Tasks) -> Result<Gateway, StartError> {
+async fn gateway(
+    loaded: &Loaded,
+    gate: Gate,
+    quota: Quota,
+    supervisor: &Supervisor,
+    tasks: &Tasks,
+) -> Result<Gateway, StartError> {
     let Config { node, limits, queue, cache, .. } = &loaded.config;
     let now = clock::now();
     let mut fingerprint_key = [0; 32];
@@ -235,7 +245,7 @@ async fn gateway(loaded: &Loaded, gate: Gate, supervisor: &Supervisor, tasks: &T
         breakers: Breakers::start(supervisor, policies(loaded)).await.map_err(StartError::Actor)?,
         providers: providers.map_err(|errors| StartError::Provider(ApplyError::Providers(errors)))?,
         queue: Queue::new(queue, now),
-        quota: Quota::new(),
+        quota,
         cache: Cache::start(cache, supervisor).await.map_err(StartError::Actor)?,
         fingerprint_key,
         routing: Routing::new(getrandom::u64().map_err(StartError::Randomness)?, now),

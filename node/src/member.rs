@@ -9,6 +9,7 @@
 
 #![expect(clippy::result_large_err, reason = "an error that ends the start is as large as it is, and rare")]
 
+pub mod budgets;
 mod control;
 mod files;
 mod first_key;
@@ -38,6 +39,7 @@ use cluster::clock::{self, Clock};
 use cluster::consensus::{self, Consensus, Ground, Kept, Observer, Place, StartedError, Timing};
 use cluster::directory::key::KeyHash;
 use cluster::id::{Incarnation, NodeId, NodeKey};
+use cluster::marks::{Marks, MarksError};
 use cluster::membership::Membership;
 use cluster::peer::client::{AddressBook, ClientLimits, PeerClient};
 use cluster::peer::nobody::Nobody;
@@ -94,6 +96,7 @@ struct Inner {
     trail: Arc<Trail>,
     phase: watch::Sender<Phase>,
     published: watch::Sender<u64>,
+    marks: Marks,
     /// Nanoseconds since boot; 0 before the first time.
     fresh_until: AtomicU64,
     timing: Timing,
@@ -148,6 +151,10 @@ pub enum MemberError {
     Log(#[from] storage::log::LogOpenError),
     #[error("the trail in the data directory does not open")]
     Trail(#[from] storage::trail::TrailOpenError),
+    #[error("how far budgets were spent cannot be read from the data directory")]
+    Marks(#[source] MarksError),
+    #[error("how far budgets may be spent cannot be written to the data directory")]
+    Unmarked(#[source] storage::log::Failed),
     #[error("the snapshots in the data directory do not open")]
     Snapshots(#[source] std::io::Error),
     #[error("a value in the data directory cannot be used")]
@@ -241,6 +248,7 @@ impl Member {
         let introduction = introduction(&config, me, sockets.as_ref());
         let bootstrap = Bootstrap::open(introduction.clone(), data.cells())?;
         let trail = Arc::new(data.open_trail()?);
+        let marks = budgets::open_marks(&data, adopt).await?;
         let watching = Watching(Arc::new(Watched {
             me,
             standing: Arc::clone(&standing),
@@ -267,6 +275,7 @@ impl Member {
             published,
             fresh_until: AtomicU64::new(0),
             timing,
+            marks,
             introduction,
             loaded: Arc::clone(loaded),
             reloaded: Notify::new(),
@@ -467,6 +476,9 @@ impl Member {
                 Ok(incarnation) => {
                     self.0.watching.0.incarnation.store(incarnation.get(), Ordering::Release);
                     self.0.standing.start(incarnation);
+                    // Before this life is granted anything.
+                    self.0.marks.begin(incarnation).await.map_err(MemberError::Unmarked)?;
+                    self.0.tasks.spawn("settling", self.clone().settle_lives());
                     info!(%incarnation, node = %self.0.introduction.me, "this start is registered");
                     return Ok(());
                 }

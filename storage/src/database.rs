@@ -212,6 +212,19 @@ impl DataDir {
         Log::open(self.disk.within("log").map_err(unreadable)?, options)
     }
 
+    /// How far budgets may be spent. Small, and apart from the log: it is read whole at start. To be opened once.
+    pub fn open_marks(&self) -> Result<Log, LogOpenError> {
+        let unreadable = |cause| LogOpenError::Unreadable { what: "marks".to_owned(), cause };
+        let options = LogOptions {
+            segment_bytes_max: 1 << 20,
+            recent_bytes_max: 0,
+            queue_bytes_max: 4 << 20,
+            on_fatal: Arc::clone(&self.on_fatal),
+            ..LogOptions::default()
+        };
+        Log::open(self.disk.within("marks").map_err(unreadable)?, options)
+    }
+
     /// To be opened once.
     pub fn open_snapshots(&self) -> io::Result<Snapshots> {
         Snapshots::open(self.disk.within("snapshots")?, Arc::clone(&self.on_fatal))

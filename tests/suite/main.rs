@@ -3,6 +3,7 @@
 mod bad_input;
 mod bad_upstream;
 mod breaker;
+mod budgets;
 mod cache;
 mod chat;
 mod cluster;

@@ -60,6 +60,19 @@ pub enum Failure {
         limit: u64,
         retry_after: Duration,
     },
+    /// The ledger said that less is left of a budget than the request may cost.
+    BudgetExceeded {
+        budget: String,
+    },
+    /// Nobody who could say no has answered.
+    BudgetUnanswered {
+        waited: Duration,
+    },
+    /// A budget in money, and a target nobody knows the price of.
+    Unpriced {
+        budget: String,
+        model: String,
+    },
     Busy,
     NotCached,
     /// The request asks for what no target of the route can be asked for.
@@ -185,6 +198,8 @@ rows! {
     MODEL_NOT_ALLOWED: 403, "permission_denied", "model_not_allowed", "", "Use a model of the key's list (`GET /v1/models`), or have it extended.";
     UNKNOWN_MODEL: 404, "invalid_request_error", "model_not_found", "", "Use a route's name or `provider/model`; `GET /v1/models` lists them.";
     RATE_LIMITED: 429, "rate_limit_error", "rate_limit_exceeded", "retry-after, retry-after-ms, x-ratelimit-*", "Wait as long as `retry-after` says.";
+    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "Wait for the budget's next window, or have its limit raised. `llm-edge-agent budget show` tells what is left.";
+    UNPRICED: 403, "permission_denied", "model_not_priced", "", "A budget in US dollars needs the model's price; the operator adds it under `prices`.";
     BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`; try again, or add a node.";
     NOT_CACHED: 504, "invalid_request_error", "not_cached", "", "Leave out `cache-control: only-if-cached`.";
     UNTRANSLATABLE: 400, "invalid_request_error", "untranslatable", "", "Leave out the field in `param`, or use a model of a provider that has it.";
@@ -234,6 +249,8 @@ impl Failure {
             Self::ModelNotAllowed { .. } => row::MODEL_NOT_ALLOWED,
             Self::UnknownModel { .. } => row::UNKNOWN_MODEL,
             Self::RateLimited { .. } => row::RATE_LIMITED,
+            Self::BudgetExceeded { .. } => row::BUDGET,
+            Self::Unpriced { .. } => row::UNPRICED,
             Self::Busy => row::BUSY,
             Self::NotCached => row::NOT_CACHED,
             Self::Untranslatable { .. } => row::UNTRANSLATABLE,
@@ -251,7 +268,7 @@ impl Failure {
             Self::DeadlineExceeded { .. } => row::DEADLINE,
             Self::Cut { .. } => row::CUT,
             Self::Unpriceable { .. } => row::UNPRICEABLE,
-            Self::ClusterUnavailable { .. } => row::CLUSTER,
+            Self::BudgetUnanswered { .. } | Self::ClusterUnavailable { .. } => row::CLUSTER,
             Self::Stopping => row::STOPPING,
             Self::Internal => row::INTERNAL,
         }
@@ -284,6 +301,9 @@ impl Failure {
             Self::RateLimited { what, limit, retry_after } => {
                 format!("over the key's limit of {limit} {what} a minute; try again in {} s", seconds_up(*retry_after))
             }
+            Self::BudgetExceeded { budget } => words::exceeded(budget),
+            Self::BudgetUnanswered { waited } => words::unanswered(*waited),
+            Self::Unpriced { budget, model } => words::unpriced(budget, model),
             Self::Busy => "this node is serving as many requests as it may; try again".to_owned(),
             Self::NotCached => "the answer is not cached, and `only-if-cached` was asked".to_owned(),
             Self::Untranslatable { field, provider } => {
@@ -365,6 +385,7 @@ impl Failure {
         } else if let Self::Busy
         | Self::Overloaded { .. }
         | Self::NoHealthyUpstream { .. }
+        | Self::BudgetUnanswered { .. }
         | Self::ClusterUnavailable { .. }
         | Self::Stopping = self
         {
@@ -384,6 +405,9 @@ impl Failure {
                 | Self::Throttled { .. }
                 | Self::CredentialsExhausted { .. }
                 | Self::ReplyTooLarge { .. }
+                | Self::BudgetExceeded { .. }
+                | Self::BudgetUnanswered { .. }
+                | Self::Unpriced { .. }
         )
     }
 
@@ -432,6 +456,10 @@ impl Failure {
         if let Some(status) = self.upstream_status() {
             headers.insert(HeaderName::from_static("x-lea-upstream-status"), HeaderValue::from(status));
         }
+        if let Self::BudgetExceeded { .. } = self {
+            // Official SDKs would try again, and pay for it with nothing but time.
+            headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
+        }
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
@@ -444,6 +472,23 @@ impl Failure {
     /// The exact bytes that end a stream with this failure.
     pub fn in_stream(&self, dialect: Dialect, request_id: &str) -> Bytes {
         Bytes::from(dialect.encode_stream_error(&self.body(dialect, request_id)))
+    }
+}
+
+/// What is said of budgets.
+mod words {
+    use std::time::Duration;
+
+    pub fn exceeded(budget: &str) -> String {
+        format!("less is left of the budget `{budget}` than this request may cost")
+    }
+
+    pub fn unanswered(waited: Duration) -> String {
+        format!("no majority of the cluster answered for the budget within {waited:.1?}; try again")
+    }
+
+    pub fn unpriced(budget: &str, model: &str) -> String {
+        format!("the budget `{budget}` is in US dollars, and `{model}` has no price")
     }
 }
 

@@ -388,7 +388,7 @@ impl Gateway {
             raw: chat.raw.clone(),
             from: chat.dialect,
             headers: Arc::clone(&chat.headers),
-            tenant: Arc::clone(&chat.principal.key.tenant),
+            key: Arc::clone(&chat.principal.key),
             request_id: Arc::clone(&chat.request_id),
             started: clock::now(),
             deadline: chat.deadline,

@@ -6,6 +6,7 @@
 //! Restarts   nothing is forgotten that the disk does not know: what was granted to the life before is given back by the
 //!            next one, as far as its marks prove it unspent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use cluster::ledger::accounts::{Place, Told};
 use cluster::ledger::book::Statement;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
 use super::held::{Demand, Held, Refused};
@@ -56,8 +57,12 @@ pub enum NotReserved {
 #[derive(Clone)]
 pub struct Escrow(Arc<Inner>);
 
+/// The windows in which budgets are spent now, by the budgets' names.
+pub type Places = Arc<HashMap<Arc<str>, Place>>;
+
 struct Inner {
     held: Mutex<Held>,
+    places: watch::Sender<Places>,
     say: Notify,
     mark: Notify,
 }
@@ -76,9 +81,50 @@ impl Escrow {
         ledger: Arc<dyn Ledger>,
         marks: Arc<dyn Marks>,
     ) -> (Self, impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
-        let escrow = Self(Arc::new(Inner { held: Mutex::default(), say: Notify::new(), mark: Notify::new() }));
+        let escrow = Self(Arc::new(Inner {
+            held: Mutex::default(),
+            places: watch::Sender::default(),
+            say: Notify::new(),
+            mark: Notify::new(),
+        }));
         let (says, marking) = (escrow.clone().says(ledger), escrow.clone().marking(marks));
         (escrow, says, marking)
+    }
+
+    /// Windows have begun, or budgets have come or gone.
+    pub fn publish(&self, places: Places) {
+        self.0.places.send_replace(places);
+    }
+
+    /// Where these budgets are spent now. Waits where one has just been made.
+    pub async fn places(&self, names: &[&str], until: Instant) -> Result<Vec<Place>, NotReserved> {
+        let find =
+            |places: &Places| names.iter().map(|name| places.get(*name).copied()).collect::<Option<Vec<Place>>>();
+        if let Some(found) = find(&self.0.places.borrow()) {
+            return Ok(found);
+        }
+        self.wait_for(until, find).await
+    }
+
+    /// Returns when this window is not where anything is spent now.
+    pub async fn next_after(&self, place: Place, until: Instant) -> Result<(), NotReserved> {
+        self.wait_for(until, |places| places.values().all(|at| *at != place).then_some(())).await
+    }
+
+    async fn wait_for<T>(&self, until: Instant, find: impl Fn(&Places) -> Option<T>) -> Result<T, NotReserved> {
+        let began = now();
+        let until = until.min(began + WAIT_MAX);
+        let mut places = self.0.places.subscribe();
+        let wait = async {
+            loop {
+                if let Some(found) = find(&places.borrow_and_update()) {
+                    return Some(found);
+                }
+                places.changed().await.ok()?;
+            }
+        };
+        let found = tokio::time::timeout_at(until.into(), wait).await.ok().flatten();
+        found.ok_or_else(|| NotReserved::Unanswered { waited: now() - began })
     }
 
     /// All of the demands, or none. Waits for the ledger where this node has too little, not beyond `until`.
@@ -111,9 +157,17 @@ impl Escrow {
         Hold { escrow: self.clone(), demands, open: true }
     }
 
-    /// What the final settlement says of this life: how far it went. Nothing may be dispatched after it.
-    pub fn last_words(&self) -> Vec<(Place, u64)> {
-        self.0.held.lock().last_words()
+    /// Reserves nothing any more. What the final settlement says of this life: how far it went, and may still go with
+    /// calls that are under way.
+    pub fn close(&self) -> Vec<(Place, u64)> {
+        self.0.held.lock().close()
+    }
+
+    /// Something was applied: `ledger` says what it is with a place now.
+    pub fn look(&self, ledger: impl Fn(Place) -> Option<Told>) {
+        if self.0.held.lock().look(ledger) {
+            self.0.say.notify_one();
+        }
     }
 
     /// What this node holds of one budget.
@@ -196,8 +250,8 @@ impl Hold {
         &self.demands
     }
 
-    /// This much of each was used; the rest comes back.
-    pub fn settle(mut self, used: impl Fn(&Demand) -> u64) {
+    /// This much of each was used, in the order of the demands; the rest comes back.
+    pub fn settle(mut self, used: &[u64]) {
         self.open = false;
         self.escrow.0.held.lock().settle(&self.demands, used);
     }
@@ -318,11 +372,11 @@ mod tests {
         let (escrow, _) = books.node(0);
 
         let hold = escrow.reserve(demand(places[0], 600), soon()).await.unwrap();
-        hold.settle(|_| 600);
+        hold.settle(&[600]);
         let refused = escrow.reserve(demand(places[0], 600), soon()).await.err();
 
         assert!(matches!(refused, Some(NotReserved::Refused(Refused::Exceeded { amount: 600, .. }))), "{refused:?}");
-        escrow.reserve(demand(places[0], 400), soon()).await.unwrap().settle(|_| 400);
+        escrow.reserve(demand(places[0], 400), soon()).await.unwrap().settle(&[400]);
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!((books.used(places[0]), books.held(places[0])), (1_000, 1_000));
     }
@@ -353,7 +407,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(second.try_join_next().is_none());
 
-        first.settle(|_| 10);
+        first.settle(&[10]);
 
         assert_eq!(second.join_all().await, [Ok(())]);
     }
@@ -375,7 +429,7 @@ mod tests {
         let (books, places) = Books::new(&[1_000]);
         let (one, _) = books.node(0);
         let (other, _) = books.node(1);
-        one.reserve(demand(places[0], 400), soon()).await.unwrap().settle(|_| 100);
+        one.reserve(demand(places[0], 400), soon()).await.unwrap().settle(&[100]);
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(one.lease(places[0]).unwrap().idle() > 200, "fetched ahead");
 
@@ -396,7 +450,7 @@ mod tests {
             calls.spawn(async move {
                 let hold = escrow.reserve(demand(place, CENT), soon()).await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                hold.settle(|_| CENT);
+                hold.settle(&[CENT]);
                 Ok::<(), NotReserved>(())
             });
         }
@@ -417,7 +471,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(10), waits).await.is_err());
         answers.store(true, Ordering::Relaxed);
 
-        escrow.reserve(demand(places[0], 20), soon()).await.unwrap().settle(|_| 20);
+        escrow.reserve(demand(places[0], 20), soon()).await.unwrap().settle(&[20]);
 
         assert_eq!(escrow.lease(places[0]).unwrap().busy(), 20);
     }

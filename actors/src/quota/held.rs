@@ -122,6 +122,7 @@ fn amount_at(demands: &[Demand], place: Place) -> u64 {
 pub struct Held {
     spots: HashMap<Place, Spot>,
     waiting: usize,
+    closed: bool,
 }
 
 /// What has to be done by whoever holds a [`Held`].
@@ -156,7 +157,7 @@ impl Held {
         {
             return Err(Refused::Over { place: demand.place });
         }
-        if self.waiting >= WAITING_MAX {
+        if self.waiting >= WAITING_MAX || self.closed {
             return Err(Refused::Full);
         }
         let (answer, answered) = oneshot::channel();
@@ -167,6 +168,9 @@ impl Held {
     }
 
     fn take(&mut self, demands: &[Demand]) -> Result<(), (Place, Lack)> {
+        if let (true, Some(first)) = (self.closed, demands.first()) {
+            return Err((first.place, Lack::Rights { missing: first.amount }));
+        }
         for (index, demand) in demands.iter().enumerate() {
             let spot = self.spots.entry(demand.place).or_default();
             // Who was taken into account already may go on; nothing new begins in a window that is over.
@@ -199,11 +203,11 @@ impl Held {
         }
     }
 
-    /// What was taken has been used so far, place by place; the rest comes back.
-    pub fn settle(&mut self, demands: &[Demand], used: impl Fn(&Demand) -> u64) {
-        for demand in demands {
+    /// What was taken has been used so far, in the order of the demands; the rest comes back.
+    pub fn settle(&mut self, demands: &[Demand], used: &[u64]) {
+        for (demand, used) in demands.iter().zip(used) {
             if let Some(spot) = self.spots.get_mut(&demand.place) {
-                spot.lease.settle(demand.amount, used(demand));
+                spot.lease.settle(demand.amount, *used);
             }
         }
         for demand in demands {
@@ -264,6 +268,25 @@ impl Held {
         self.refuse(place, standing, said_at, now);
     }
 
+    /// What the ledger says by now of places where rights are idle, whoever asked it. Whether anything is to be said.
+    pub fn look(&mut self, ledger: impl Fn(Place) -> Option<Told>) -> bool {
+        let mut news = false;
+        for (place, spot) in self.spots.iter_mut().filter(|(_, spot)| spot.lease.idle() > 0) {
+            match ledger(*place) {
+                Some(Told::Standing(standing)) => {
+                    news |= standing.recall;
+                    spot.standing = Some(standing);
+                }
+                Some(Told::Over(_) | Told::Gone) => {
+                    news |= !spot.over;
+                    spot.over = true;
+                }
+                None => {}
+            }
+        }
+        news
+    }
+
     /// Tells those in line what the ledger's word means for them. An attempt that came after it was asked is not meant.
     fn refuse(&mut self, place: Place, standing: Standing, said_at: Instant, now: Instant) {
         let Some(spot) = self.spots.get_mut(&place) else { return };
@@ -272,7 +295,7 @@ impl Held {
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
-            let never = amount > standing.limit.saturating_sub(standing.used);
+            let never = amount > standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned);
             let doubted = now.saturating_duration_since(waiting.since) < DOUBT_MAX;
             let refused = if over {
                 Some(Refused::Over { place })
@@ -296,6 +319,9 @@ impl Held {
     /// What is to be said to the ledger now.
     pub fn statements(&mut self, now: Instant) -> Vec<(Place, Statement)> {
         let mut said = Vec::new();
+        if self.closed {
+            return said;
+        }
         for (place, spot) in &mut self.spots {
             let statement = spot.statement(*place, now);
             said.extend(statement.map(|statement| (*place, statement)));
@@ -306,8 +332,9 @@ impl Held {
         said
     }
 
-    /// What is to be said when the process ends: idle rights are given back.
-    pub fn last_words(&mut self) -> Vec<(Place, u64)> {
+    /// From now on nothing is reserved, and nothing said. How far each budget is used, calls under way included.
+    pub fn close(&mut self) -> Vec<(Place, u64)> {
+        self.closed = true;
         self.spots.iter().map(|(place, spot)| (*place, spot.lease.busy())).collect()
     }
 

@@ -1,6 +1,7 @@
 use super::*;
-use ::metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use ::metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString};
 use cluster::ledger::money::PicoUsd;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -36,8 +37,13 @@ fn account() -> Account {
     Account { tenant: "acme".into(), provider: "openai".into(), route: "support".into() }
 }
 
+/// Without budgets nothing is waited for.
+fn reserved(quota: &Quota, bound: Bound, price: Option<Arc<Price>>) -> Reservation {
+    quota.reserve(&account(), &[], bound, price, cluster::clock::now()).now_or_never().unwrap().unwrap()
+}
+
 fn charge(bound: Bound) -> Charge {
-    Quota::new().reserve(&account(), bound, Some(price())).dispatch()
+    reserved(&Quota::new(), bound, Some(price())).dispatch()
 }
 
 /// Sums every counter by its name and what distinguishes it.
@@ -57,9 +63,9 @@ impl CounterFn for Sum {
 }
 
 impl Recorder for Sums {
-    fn describe_counter(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
-    fn describe_gauge(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
-    fn describe_histogram(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
+    fn describe_counter(&self, _key: KeyName, _unit: Option<::metrics::Unit>, _description: SharedString) {}
+    fn describe_gauge(&self, _key: KeyName, _unit: Option<::metrics::Unit>, _description: SharedString) {}
+    fn describe_histogram(&self, _key: KeyName, _unit: Option<::metrics::Unit>, _description: SharedString) {}
 
     fn register_counter(&self, key: &Key, _metadata: &Metadata<'_>) -> Counter {
         let labels: Vec<_> = key.labels().map(::metrics::Label::value).collect();
@@ -142,14 +148,14 @@ fn a_cut_with_hidden_reasoning_costs_the_bound() {
 fn without_a_price_tokens_are_metered_and_the_cost_is_unknown() {
     let used = TokenCounts { input: 5, output: 6, ..TokenCounts::default() };
 
-    let bill = Quota::new().reserve(&account(), BOUND, None).dispatch().settle(used);
+    let bill = reserved(&Quota::new(), BOUND, None).dispatch().settle(used);
 
     assert_eq!((bill.cost, bill.tokens.input, bill.tokens.output), (None, 5, 6));
 }
 
 #[test]
 fn dropped_before_dispatch_is_released() {
-    let counted = counted(|| drop(Quota::new().reserve(&account(), BOUND, Some(price()))));
+    let counted = counted(|| drop(reserved(&Quota::new(), BOUND, Some(price()))));
 
     assert_eq!(counted, expected(&[("lea_reservations_released_total ", 1)]));
 }
@@ -202,7 +208,7 @@ fn usage_beyond_the_bound_is_charged_and_counted() {
 #[test]
 fn every_attempt_has_its_own_number() {
     let quota = Quota::new();
-    let seqs: Vec<_> = (0..3).map(|_| quota.clone().reserve(&account(), BOUND, None).seq()).collect();
+    let seqs: Vec<_> = (0..3).map(|_| reserved(&quota, BOUND, None).seq()).collect();
 
     assert_eq!(seqs, [0, 1, 2]);
 }
@@ -233,7 +239,7 @@ proptest! {
         let cached_input = part(seen_input, used[2]);
         let cache_write = part(seen_input - cached_input, used[3]);
         let truth = TokenCounts { input: seen_input, cached_input, cache_write, output: seen_output, reasoning: part(seen_output, used[4]), images, calls: 1 };
-        let open = |price: Price| Quota::new().reserve(&account(), bound, Some(Arc::new(price))).dispatch();
+        let open = |price: Price| reserved(&Quota::new(), bound, Some(Arc::new(price))).dispatch();
 
         let exact = open(price).settle(truth).cost;
         let cut = open(price).cut(seen_output).cost;

@@ -165,6 +165,12 @@ impl Catalog {
         }
     }
 
+    /// Names of the budgets that calls of this model must fit in.
+    pub fn budgets(&self, provider: &str, model: &str) -> &[String] {
+        let written = self.books.get(provider).and_then(|book| book.facts.get(model));
+        written.map_or(&[], |spec| spec.budgets.as_slice())
+    }
+
     /// The one provider that a model named without a provider belongs to. A list in the file outweighs the table.
     pub fn owner(&self, model: &str) -> Option<&str> {
         let having = |has: &dyn Fn(&Book) -> bool| {

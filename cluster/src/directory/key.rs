@@ -54,9 +54,9 @@ pub struct KeySpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub budgets: Later,
+    /// Names of `budgets` that all its calls must fit in. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
     #[serde(skip_serializing)]
     #[schemars(skip)]
     pub max_parallel: Later,
@@ -77,7 +77,7 @@ impl Default for KeySpec {
             expires: None,
             team: None,
             roles: Vec::new(),
-            budgets: Later::default(),
+            budgets: Vec::new(),
             max_parallel: Later::default(),
         }
     }
@@ -125,7 +125,6 @@ impl KeySpec {
                 }
             }
         });
-        self.budgets.check("budgets", problems);
         self.max_parallel.check("max_parallel", problems);
     }
 }
@@ -223,6 +222,7 @@ pub struct Key {
     pub models: ModelFilter,
     pub rpm: Option<u32>,
     pub tpm: Option<u64>,
+    pub budgets: Box<[Box<str>]>,
     /// Since 1970; from then on it is refused.
     pub expires_at: Option<Duration>,
     /// The same for the same name, in every process.
@@ -239,6 +239,7 @@ impl Key {
             models: ModelFilter::new(spec.models.iter().filter_map(|text| Pattern::parse(text).ok())),
             rpm: spec.rpm,
             tpm: spec.tpm,
+            budgets: spec.budgets.iter().map(|budget| budget.as_str().into()).collect(),
             expires_at: spec.expires.as_deref().and_then(parse_expiry),
             id: first_word(&KeyHash::of(name).0),
         }

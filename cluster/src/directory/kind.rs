@@ -14,11 +14,20 @@ pub enum Kind {
     Tenants,
     Roles,
     Keys,
+    Budgets,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] =
-        [Self::Providers, Self::Models, Self::Prices, Self::Routes, Self::Tenants, Self::Roles, Self::Keys];
+    pub const ALL: [Self; 8] = [
+        Self::Providers,
+        Self::Models,
+        Self::Prices,
+        Self::Routes,
+        Self::Tenants,
+        Self::Roles,
+        Self::Keys,
+        Self::Budgets,
+    ];
 
     /// The section of the file, and the last word of the path in the admin API.
     pub const fn name(self) -> &'static str {
@@ -30,6 +39,7 @@ impl Kind {
             Self::Tenants => "tenants",
             Self::Roles => "roles",
             Self::Keys => "keys",
+            Self::Budgets => "budgets",
         }
     }
 

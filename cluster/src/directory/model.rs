@@ -3,7 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::available::Later;
 use super::problems::Problems;
 
 /// What a model can do, under `provider/model`, `model`, or a name that ends in `*`.
@@ -24,9 +23,9 @@ pub struct ModelSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden_reasoning: Option<bool>,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub budgets: Later,
+    /// Names of `budgets` that all calls of the model must fit in. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
 }
 
 impl ModelSpec {
@@ -36,7 +35,6 @@ impl ModelSpec {
                 problems.add(field, "is 0; leave it out where it is not known");
             }
         }
-        self.budgets.check("budgets", problems);
     }
 }
 

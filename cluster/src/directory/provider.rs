@@ -10,7 +10,6 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::available::Later;
 use super::problems::Problems;
 use super::secret::SecretRef;
 
@@ -65,9 +64,9 @@ pub struct ProviderSpec {
     /// What happens to fields of a request that this provider's dialect cannot say.
     pub on_unknown_fields: OnUnknownFields,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub budgets: Later,
+    /// Names of `budgets` that all calls to it must fit in. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
 }
 
 /// What happens to fields that cannot be translated.
@@ -152,7 +151,7 @@ impl Default for ProviderSpec {
             ca: None,
             headers: BTreeMap::new(),
             on_unknown_fields: OnUnknownFields::default(),
-            budgets: Later::default(),
+            budgets: Vec::new(),
         }
     }
 }
@@ -220,7 +219,6 @@ impl ProviderSpec {
         });
         problems.within("timeouts", |problems| self.timeouts.check(problems));
         problems.within("breaker", |problems| self.breaker.check(problems));
-        self.budgets.check("budgets", problems);
     }
 }
 
@@ -411,6 +409,7 @@ pub struct Provider {
     pub ca: Option<PathBuf>,
     pub headers: BTreeMap<String, String>,
     pub on_unknown_fields: OnUnknownFields,
+    pub budgets: Box<[Box<str>]>,
     /// An operator took it out of use: no route leads to it.
     pub off: bool,
 }
@@ -432,6 +431,7 @@ impl Provider {
             ca: spec.ca.clone(),
             headers: spec.headers.clone(),
             on_unknown_fields: spec.on_unknown_fields,
+            budgets: spec.budgets.iter().map(|budget| budget.as_str().into()).collect(),
             off: false,
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::budget::{self, BudgetSpec};
 use super::catalog::Catalog;
 use super::key::KeySpec;
 use super::model::ModelSpec;
@@ -14,7 +15,7 @@ use super::problems::{Problems, nearest};
 use super::provider::ProviderSpec;
 use super::role::{Grant, RoleSpec, is_built_in};
 use super::route::RouteSpec;
-use super::tenant::{DEFAULT_TENANT, TenantSpec};
+use super::tenant::{DEFAULT_TENANT, TeamSpec, TenantSpec};
 
 /// Everything that has a name, keyed by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -40,6 +41,9 @@ pub struct Resources {
 
     /// Keys that clients call with.
     pub keys: BTreeMap<String, KeySpec>,
+
+    /// How much may be spent, by whoever names them.
+    pub budgets: BTreeMap<String, BudgetSpec>,
 }
 
 /// Bytes of a name. Names stand in headers, metrics and logs.
@@ -87,6 +91,37 @@ impl Resources {
         });
         self.check_roles(problems);
         self.check_keys(problems);
+        self.check_budgets(problems);
+    }
+
+    /// Each alone, and that what names one names one that exists. Keys are looked at with their other references.
+    fn check_budgets(&self, problems: &mut Problems) {
+        problems.within("budgets", |problems| {
+            for (name, spec) in &self.budgets {
+                problems.within(name, |problems| {
+                    check_name(name, &['*'], problems);
+                    spec.check(problems);
+                });
+            }
+        });
+        let providers = self.providers.iter().map(|(name, spec)| ("providers", name, &spec.budgets));
+        let models = self.models.iter().map(|(name, spec)| ("models", name, &spec.budgets));
+        let tenants = self.tenants.iter().map(|(name, spec)| ("tenants", name, &spec.budgets));
+        for (section, name, named) in providers.chain(models).chain(tenants).filter(|(_, _, named)| !named.is_empty()) {
+            problems.within(section, |problems| {
+                problems.within(name, |problems| budget::check_named(named, &self.budget_names(), problems));
+            });
+        }
+        for (tenant, spec) in &self.tenants {
+            for (team, TeamSpec { budgets, .. }) in spec.teams.iter().filter(|(_, team)| !team.budgets.is_empty()) {
+                let path = format!("tenants.{tenant}.teams.{team}");
+                problems.within(&path, |problems| budget::check_named(budgets, &self.budget_names(), problems));
+            }
+        }
+    }
+
+    fn budget_names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.budgets.keys().map(String::as_str)
     }
 
     fn check_roles(&self, problems: &mut Problems) {
@@ -199,6 +234,7 @@ impl Resources {
                 }
             }
         });
+        budget::check_named(&key.budgets, &self.budget_names(), problems);
         problems.within("models", |problems| {
             for (index, model) in key.models.iter().enumerate() {
                 self.check_allowed(&index.to_string(), model, catalog, problems);

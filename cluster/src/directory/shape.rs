@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::budget::Budget;
 use super::catalog::{self, Catalog};
+use super::key::Key;
 use super::kind::Kind;
 use super::model::ModelFacts;
 use super::pattern::Pattern;
@@ -13,6 +15,7 @@ use super::provider::Provider;
 use super::resources::{Resources, is_name};
 use super::role::{Grant, Role};
 use super::route::{CacheSpec, Route, RouteSpec, Target};
+use super::tenant::TenantSpec;
 use super::wire::Spec;
 
 /// Built whole; shared by all directories between two changes of it.
@@ -26,7 +29,24 @@ pub struct Shape {
     wildcards: Vec<Wildcard>,
     listed: Vec<ListedModel>,
     roles: HashMap<Box<str>, Arc<Role>>,
+    budgets: HashMap<Box<str>, Arc<Budget>>,
+    /// What tenants and their teams must fit in, of those that name any.
+    owners: HashMap<Box<str>, Owner>,
     complaints: Problems,
+}
+
+/// Names of budgets.
+#[derive(Default)]
+struct Owner {
+    own: Box<[String]>,
+    teams: HashMap<Box<str>, Box<[String]>>,
+}
+
+/// A budget is named that is not known here: what must fit in it cannot be let through.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the budget `{name}` is not known")]
+pub struct UnknownBudget {
+    pub name: String,
 }
 
 struct Wildcard {
@@ -60,6 +80,7 @@ impl Shape {
         });
         let built_in = Grant::ALL.map(Role::built_in).into_iter();
         let roles = resources.roles.iter().map(|(name, spec)| Role::new(name, spec)).chain(built_in);
+        let budgets = resources.budgets.iter().filter_map(|(name, spec)| spec.read(name));
         let mut shape = Self {
             version,
             providers: providers.collect(),
@@ -68,6 +89,12 @@ impl Shape {
             wildcards: Vec::new(),
             listed: Vec::new(),
             roles: roles.map(|role| (role.name.as_str().into(), Arc::new(role))).collect(),
+            budgets: budgets.map(|budget| ((*budget.name).into(), Arc::new(budget))).collect(),
+            owners: resources
+                .tenants
+                .iter()
+                .filter_map(|(name, spec)| Some((name.as_str().into(), owner(spec)?)))
+                .collect(),
             complaints,
         };
         shape.add_routes(resources);
@@ -124,6 +151,34 @@ impl Shape {
 
     pub fn role(&self, name: &str) -> Option<&Arc<Role>> {
         self.roles.get(name)
+    }
+
+    pub fn budget(&self, name: &str) -> Option<&Arc<Budget>> {
+        self.budgets.get(name)
+    }
+
+    pub fn budgets(&self) -> impl Iterator<Item = &Arc<Budget>> {
+        self.budgets.values()
+    }
+
+    /// What a call of this key to this target must fit in, each once: of the provider, the model, the tenant, the team
+    /// and the key.
+    pub fn budgets_of(&self, key: &Key, provider: &str, model: &str) -> Result<Vec<Arc<Budget>>, UnknownBudget> {
+        let to_target = self.providers.get(provider).into_iter().flat_map(|provider| provider.budgets.iter());
+        let by_model = self.catalog.budgets(provider, model).iter().map(String::as_str);
+        let payer = self.owners.get(&*key.tenant);
+        let team = payer.zip(key.team.as_deref()).and_then(|(payer, team)| payer.teams.get(team));
+        let by_payer = payer.into_iter().flat_map(|payer| payer.own.iter()).chain(team.into_iter().flatten());
+        let names = to_target.map(|name| &**name).chain(by_model).chain(by_payer.map(String::as_str));
+        let mut found: Vec<Arc<Budget>> = Vec::new();
+        for name in names.chain(key.budgets.iter().map(|name| &**name)) {
+            if found.iter().any(|budget| *budget.name == *name) {
+                continue;
+            }
+            let budget = self.budgets.get(name).cloned();
+            found.push(budget.ok_or_else(|| UnknownBudget { name: name.to_owned() })?);
+        }
+        Ok(found)
     }
 
     pub fn complaints(&self) -> &Problems {
@@ -217,6 +272,14 @@ impl Wildcard {
         }
         route
     }
+}
+
+fn owner(spec: &TenantSpec) -> Option<Owner> {
+    let teams = spec.teams.iter().filter(|(_, team)| !team.budgets.is_empty());
+    let teams: HashMap<_, _> =
+        teams.map(|(name, team)| (name.as_str().into(), team.budgets.clone().into_boxed_slice())).collect();
+    let any = !spec.budgets.is_empty() || !teams.is_empty();
+    any.then(|| Owner { own: spec.budgets.clone().into_boxed_slice(), teams })
 }
 
 fn build_route(name: &str, spec: &RouteSpec, providers: &HashMap<Arc<str>, Arc<Provider>>) -> Route {

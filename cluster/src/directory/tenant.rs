@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::available::Later;
 use super::problems::Problems;
 use super::resources::check_name;
 
@@ -24,9 +23,9 @@ pub struct TenantSpec {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub teams: BTreeMap<String, TeamSpec>,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub budgets: Later,
+    /// Names of `budgets` that all calls of its keys must fit in. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
 }
 
 /// A part of a tenant.
@@ -36,11 +35,14 @@ pub struct TeamSpec {
     /// For people; nothing depends on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+
+    /// Names of `budgets` that all calls of its keys must fit in. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
 }
 
 impl TenantSpec {
     pub fn check(&self, problems: &mut Problems) {
-        self.budgets.check("budgets", problems);
         problems.within("teams", |problems| {
             for name in self.teams.keys() {
                 problems.within(name, |problems| check_name(name, &['*'], problems));

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::budget::BudgetSpec;
 use super::key::{KeyHash, KeySpec, check_secret};
 use super::kind::Kind;
 use super::model::ModelSpec;
@@ -30,6 +31,7 @@ pub enum Spec {
     Tenant(TenantSpec),
     Role(RoleSpec),
     Key(Box<KeySpec>),
+    Budget(BudgetSpec),
 }
 
 /// Why a text is no resource.
@@ -61,6 +63,7 @@ impl Spec {
             Kind::Tenants => Self::Tenant(read(kind, text)?),
             Kind::Roles => Self::Role(read(kind, text)?),
             Kind::Keys => Self::Key(read(kind, text)?),
+            Kind::Budgets => Self::Budget(read(kind, text)?),
         })
     }
 
@@ -73,6 +76,7 @@ impl Spec {
             Self::Tenant(_) => Kind::Tenants,
             Self::Role(_) => Kind::Roles,
             Self::Key(_) => Kind::Keys,
+            Self::Budget(_) => Kind::Budgets,
         }
     }
 
@@ -85,6 +89,7 @@ impl Spec {
             Self::Route(spec) => route_value(spec),
             Self::Tenant(spec) => minimal(spec),
             Self::Role(spec) => minimal(spec),
+            Self::Budget(spec) => minimal(spec),
             Self::Key(spec) => minimal(&KeySpec { secret: None, ..(**spec).clone() }),
         };
         value.map(|value| value.to_string()).map_err(|cause| SpecError { kind: self.kind(), cause })
@@ -100,6 +105,7 @@ impl Spec {
             Self::Tenant(spec) => spec.check(problems),
             Self::Role(spec) => spec.check(problems),
             Self::Key(spec) => spec.check(problems),
+            Self::Budget(spec) => spec.check(problems),
         }
     }
 
@@ -114,6 +120,7 @@ impl Spec {
             Self::Tenant(spec) => drop(resources.tenants.insert(name, spec)),
             Self::Role(spec) => drop(resources.roles.insert(name, spec)),
             Self::Key(spec) => drop(resources.keys.insert(name, *spec)),
+            Self::Budget(spec) => drop(resources.budgets.insert(name, spec)),
         }
     }
 }
@@ -132,6 +139,7 @@ pub fn shape_specs(resources: &Resources) -> impl Iterator<Item = (String, Spec)
         .chain(all(&resources.routes, |spec| Spec::Route(Box::new(spec))))
         .chain(all(&resources.tenants, Spec::Tenant))
         .chain(all(&resources.roles, Spec::Role))
+        .chain(all(&resources.budgets, Spec::Budget))
 }
 
 /// The hash a key is found by. Its secret, if it has one, is resolved and forgotten again.

@@ -108,6 +108,8 @@ pub struct Accounts {
     by_id: BTreeMap<BudgetId, Account>,
     /// Those that are not closed.
     by_name: BTreeMap<String, BudgetId>,
+    /// Counts what changed besides lines: budgets that came or went, windows that began.
+    generation: u64,
 }
 
 impl Account {
@@ -174,12 +176,14 @@ impl Accounts {
         for Declared { name, terms, limit } in declared {
             if let Some(account) = self.by_name.get(name).and_then(|id| self.by_id.get_mut(id)) {
                 if account.limit != *limit {
+                    self.generation += 1;
                     account.set_limit(*limit);
                 }
                 continue;
             }
             let id = BudgetId(self.next);
             self.next += 1;
+            self.generation += 1;
             let account = Account {
                 name: name.clone(),
                 terms: terms.clone(),
@@ -196,6 +200,7 @@ impl Accounts {
     fn close(&mut self, name: &str) {
         let Some(account) = self.by_name.remove(name).and_then(|id| self.by_id.get_mut(&id)) else { return };
         account.closed = true;
+        self.generation += 1;
         let closed = self.by_id.values().filter(|account| account.closed).count();
         if closed > CLOSED_MAX {
             let oldest = self.by_id.iter().find(|(_, account)| account.closed).map(|(id, _)| *id);
@@ -210,6 +215,7 @@ impl Accounts {
             return false;
         };
         account.roll(roll);
+        self.generation += 1;
         true
     }
 
@@ -227,6 +233,15 @@ impl Accounts {
         // Wanting nothing is granted nothing.
         let said = Statement { wants: 0, least: 0, ..said };
         Told::Over(window.book.state(incarnation, node, said, over))
+    }
+
+    /// What a life would be told of a place now.
+    pub fn told(&self, place: Place, incarnation: Incarnation) -> Told {
+        let Some(account) = self.by_id.get(&place.budget) else { return Told::Gone };
+        let Some(window) = account.windows.get(&place.window) else { return Told::Gone };
+        let standing = window.book.standing(incarnation);
+        let grants = !account.closed && account.latest() == Some(place.window);
+        if grants { Told::Standing(standing) } else { Told::Over(standing) }
     }
 
     /// This life is over.
@@ -251,6 +266,11 @@ impl Accounts {
     pub fn reconcile(&mut self, place: Place, incarnation: Incarnation, used: u64) -> bool {
         let window = self.by_id.get_mut(&place.budget).and_then(|account| account.windows.get_mut(&place.window));
         window.is_some_and(|window| window.book.reconcile(incarnation, used))
+    }
+
+    /// Another one: where budgets are spent, or how much, has changed.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub fn get(&self, id: BudgetId) -> Option<&Account> {

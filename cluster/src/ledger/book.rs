@@ -22,6 +22,8 @@ pub struct Line {
     pub returned: u64,
     /// How much it would like to have been granted, all in all. Not more than `granted`: it waits for nothing.
     pub wants: u64,
+    /// Less than this, all in all, leaves somebody waiting there.
+    pub least: u64,
     pub stage: Stage,
 }
 
@@ -37,7 +39,7 @@ pub enum Stage {
 
 impl Line {
     fn new(node: NodeId) -> Self {
-        Self { node, granted: 0, used: 0, returned: 0, wants: 0, stage: Stage::Open }
+        Self { node, granted: 0, used: 0, returned: 0, wants: 0, least: 0, stage: Stage::Open }
     }
 
     /// What counts as spent. A call that used more than its bound has used more than was granted: that counts, too.
@@ -48,6 +50,10 @@ impl Line {
     /// Held by a life that is over and not proved spent.
     pub fn burned(&self) -> u64 {
         if self.stage == Stage::Open { 0 } else { self.held() - self.used }
+    }
+
+    fn waits(&self) -> bool {
+        self.stage == Stage::Open && self.least > self.granted
     }
 
     fn unmet(&self) -> u64 {
@@ -77,6 +83,8 @@ pub struct Standing {
     pub held: u64,
     /// Proved spent, by anyone.
     pub used: u64,
+    /// Held by lives that are over, and not proved unspent.
+    pub burned: u64,
     /// Others wait for what nobody has: whoever has idle rights is to return them.
     pub recall: bool,
 }
@@ -120,6 +128,7 @@ impl Book {
         line.used = line.used.max(said.used);
         line.returned = line.returned.max(said.returned).min(line.granted);
         line.wants = said.wants;
+        line.least = said.least.min(said.wants);
         if over {
             self.end(incarnation);
         } else {
@@ -190,13 +199,14 @@ impl Book {
     /// As `life` is told.
     pub fn standing(&self, incarnation: Incarnation) -> Standing {
         let (held, used) = (self.held(), self.used());
-        let others = self.lines.iter().any(|(other, line)| *other != incarnation && line.unmet() > 0);
+        let others = self.lines.iter().any(|(other, line)| *other != incarnation && line.waits());
         Standing {
             granted: self.lines.get(&incarnation).map_or(0, |line| line.granted),
             limit: self.limit,
             held,
             used,
-            recall: held >= self.limit && (others || held > self.limit),
+            burned: self.burned(),
+            recall: others || held > self.limit,
         }
     }
 

@@ -56,6 +56,7 @@ enum Use {
     Tenant(String),
     Team(String, String),
     Role(String),
+    Budget(String),
 }
 
 /// What must be known of a key, whatever else its spec says.
@@ -118,9 +119,13 @@ impl Holdings {
     pub fn standing(&self, kind: Kind, name: &str) -> Option<(u64, Origin)> {
         match kind {
             Kind::Keys => self.key(name).map(|(_hash, record)| (record.version, record.origin)),
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
-                self.entry(kind, name).map(|entry| (entry.version, entry.origin))
-            }
+            Kind::Providers
+            | Kind::Models
+            | Kind::Prices
+            | Kind::Routes
+            | Kind::Tenants
+            | Kind::Roles
+            | Kind::Budgets => self.entry(kind, name).map(|entry| (entry.version, entry.origin)),
         }
     }
 
@@ -145,7 +150,7 @@ impl Holdings {
                 self.teams.insert(name.to_owned(), teams);
                 Ok(())
             }
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles => {
+            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles | Kind::Budgets => {
                 self.put_entry(kind, name, spec, version, origin)
             }
         }
@@ -167,6 +172,10 @@ impl Holdings {
             }
             Kind::Roles => {
                 self.check_unused(&Use::Role(name.to_owned()))?;
+                self.remove_entry(kind, name);
+            }
+            Kind::Budgets => {
+                self.check_unused(&Use::Budget(name.to_owned()))?;
                 self.remove_entry(kind, name);
             }
             Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes => self.remove_entry(kind, name),
@@ -272,7 +281,13 @@ impl Holdings {
             Kind::Keys => {
                 self.key(name).is_some_and(|(_, record)| record.origin == Origin::File && *record.spec == *spec)
             }
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
+            Kind::Providers
+            | Kind::Models
+            | Kind::Prices
+            | Kind::Routes
+            | Kind::Tenants
+            | Kind::Roles
+            | Kind::Budgets => {
                 self.entry(kind, name).is_some_and(|entry| entry.origin == Origin::File && *entry.spec == *spec)
             }
         }
@@ -365,6 +380,7 @@ impl Holdings {
             Use::Tenant(name) => name == DEFAULT_TENANT || self.entry(Kind::Tenants, name).is_some(),
             Use::Team(tenant, team) => self.teams.get(tenant).is_some_and(|teams| teams.contains(team)),
             Use::Role(name) => is_built_in(name) || self.entry(Kind::Roles, name).is_some(),
+            Use::Budget(name) => self.entry(Kind::Budgets, name).is_some(),
         };
         let (what, name) = used.words();
         if exists { Ok(()) } else { Err(Refusal::NotFound { what, name }) }
@@ -386,14 +402,17 @@ impl Use {
             Self::Tenant(name) => ("tenant".to_owned(), name.clone()),
             Self::Team(tenant, team) => ("team".to_owned(), format!("{tenant}/{team}")),
             Self::Role(name) => ("role".to_owned(), name.clone()),
+            Self::Budget(name) => ("budget".to_owned(), name.clone()),
         }
     }
 }
 
 impl KeyFacts {
     fn read(spec: &str) -> Result<Self, Refusal> {
-        let LooseKey { hash, secret, tenant, team, roles } =
-            read(spec, "a key has a `hash`, a `tenant` and a `team` that are texts, and a list of `roles`")?;
+        let LooseKey { hash, secret, tenant, team, roles, budgets } = read(
+            spec,
+            "a key has a `hash`, a `tenant` and a `team` that are texts, and lists of `roles` and `budgets`",
+        )?;
         if secret.is_some() {
             return Err(malformed("a key's secret never comes here, only its hash"));
         }
@@ -402,7 +421,8 @@ impl KeyFacts {
         let tenant = tenant.unwrap_or_else(|| DEFAULT_TENANT.to_owned());
         let team = team.map(|team| Use::Team(tenant.clone(), team));
         let roles = roles.into_iter().map(Use::Role);
-        let uses = std::iter::once(Use::Tenant(tenant.clone())).chain(team).chain(roles).collect();
+        let budgets = budgets.into_iter().map(Use::Budget);
+        let uses = std::iter::once(Use::Tenant(tenant.clone())).chain(team).chain(roles).chain(budgets).collect();
         Ok(Self { hash, tenant, uses })
     }
 }
@@ -416,6 +436,8 @@ struct LooseKey {
     team: Option<String>,
     #[serde(default)]
     roles: Vec<String>,
+    #[serde(default)]
+    budgets: Vec<String>,
 }
 
 /// Of a tenant.

@@ -80,9 +80,13 @@ impl Register {
     pub fn len(&self, kind: Kind) -> usize {
         match kind {
             Kind::Keys => self.holdings.names.len(),
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
-                self.holdings.entries.get(&kind).map_or(0, BTreeMap::len)
-            }
+            Kind::Providers
+            | Kind::Models
+            | Kind::Prices
+            | Kind::Routes
+            | Kind::Tenants
+            | Kind::Roles
+            | Kind::Budgets => self.holdings.entries.get(&kind).map_or(0, BTreeMap::len),
         }
     }
 
@@ -152,7 +156,13 @@ impl<'a> Listing<'a> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let rest = match kind {
             Kind::Keys => Rest::Keys(holdings.names.range::<str, _>((start, Bound::Unbounded))),
-            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
+            Kind::Providers
+            | Kind::Models
+            | Kind::Prices
+            | Kind::Routes
+            | Kind::Tenants
+            | Kind::Roles
+            | Kind::Budgets => {
                 let entries = holdings.entries.get(&kind);
                 Rest::Entries(entries.map(|entries| entries.range::<str, _>((start, Bound::Unbounded))), kind)
             }

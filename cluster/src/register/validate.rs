@@ -121,7 +121,13 @@ fn check_put(
         Spec::Key(key) if key.secret.is_some() => {
             problems.add("secret", "never enters the directory; give the `hash` of the key's text");
         }
-        Spec::Key(_) | Spec::Model(_) | Spec::Price(_) | Spec::Route(_) | Spec::Tenant(_) | Spec::Role(_) => {}
+        Spec::Key(_)
+        | Spec::Model(_)
+        | Spec::Price(_)
+        | Spec::Route(_)
+        | Spec::Tenant(_)
+        | Spec::Role(_)
+        | Spec::Budget(_) => {}
     }
     match spec.write(name) {
         Ok(text) => Some((spec, text)),

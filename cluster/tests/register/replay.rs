@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use cluster::id::Incarnation;
+use cluster::ledger::accounts::{BudgetId, Place, Roll};
+use cluster::ledger::book::Statement;
 use cluster::register::{Act, Command, Expected, KeyRef, Kind, Origin, Register, Token};
 use proptest::collection::vec;
 use proptest::option::of;
@@ -35,6 +38,12 @@ fn spec_of(kind: Kind) -> BoxedStrategy<String> {
         Kind::Tenants => one_of(&["{}", r#"{"teams":{"x":{}}}"#, r#"{"teams":{"y":{}}}"#, "[]"]),
         Kind::Routes => one_of(&[r#"{"targets":["openai/o3"]}"#, r#"{"targets":["a/*","b/x"]}"#, "nonsense"]),
         Kind::Providers => one_of(&["{}", r#"{"api_key":"none","models":["m"]}"#, r#"{"kind":"openai"}"#]),
+        Kind::Budgets => one_of(&[
+            "{}",
+            r#"{"limit":"$1","window":"day"}"#,
+            r#"{"limit":"$2","window":"day"}"#,
+            r#"{"limit":"9 requests","window":"total"}"#,
+        ]),
         Kind::Roles | Kind::Models | Kind::Prices => one_of(&["{}", r#"{"context":1}"#]),
     }
 }
@@ -84,7 +93,32 @@ fn act() -> impl Strategy<Value = Act> {
     let admit = (node_of(), "[mn]").prop_map(|(node, name)| Act::Admit { node, member: member(&name) });
     let remove = node_of().prop_map(|node| Act::Remove { node });
     let tick = (0..100u64).prop_map(|now| Act::Tick { now: Duration::from_secs(now) });
+    let place = || (0..4u64, 0..3u64).prop_map(|(budget, window)| Place { budget: BudgetId(budget), window });
+    let said = (place(), 0..9u64, 0..9u64, 0..20u64)
+        .prop_map(|(place, used, returned, wants)| (place, Statement { used, returned, wants, least: 1 }));
+    let quota = (node_of(), 0..40u64, vec(said, 0..4)).prop_map(|(node, incarnation, said)| Act::Quota {
+        node,
+        incarnation: Incarnation::new(incarnation),
+        said,
+    });
+    let roll = (place(), any::<bool>()).prop_map(|(Place { budget, window }, first)| Act::Roll {
+        rolls: [Roll { budget, after: (!first).then_some(window), starts: Duration::ZERO, ends: None }].into(),
+    });
+    let settle = (node_of(), 0..40u64, vec((place(), 0..9u64), 0..3), any::<bool>()).prop_map(
+        |(node, incarnation, marks, last)| Act::Settle {
+            node,
+            incarnation: Incarnation::new(incarnation),
+            marks,
+            last,
+        },
+    );
+    let unspent = (place(), 0..40u64, 0..9u64).prop_map(|(place, incarnation, used)| Act::Unspent {
+        place,
+        incarnation: Incarnation::new(incarnation),
+        used,
+    });
     prop_oneof![
+        3 => quota, 3 => roll, 1 => settle, 1 => unspent,
         10 => put, 3 => delete, 2 => revoke, 2 => switch, 4 => file, 2 => started, 2 => admit, 1 => remove, 1 => tick
     ]
 }

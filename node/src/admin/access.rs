@@ -40,7 +40,10 @@ impl Scope {
             (Self::Everything, _) => true,
             (Self::Tenants(tenants), Kind::Keys) => tenants.contains(tenant_of(spec)),
             (Self::Tenants(tenants), Kind::Tenants) => tenants.contains(name),
-            (Self::Tenants(_), Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles) => false,
+            (
+                Self::Tenants(_),
+                Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles | Kind::Budgets,
+            ) => false,
         }
     }
 
@@ -52,7 +55,10 @@ impl Scope {
     pub fn knows(&self, kind: Kind) -> bool {
         match (self, kind) {
             (Self::Everything, _) | (Self::Tenants(_), Kind::Keys | Kind::Tenants) => true,
-            (Self::Tenants(_), Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles) => false,
+            (
+                Self::Tenants(_),
+                Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles | Kind::Budgets,
+            ) => false,
         }
     }
 }
@@ -89,9 +95,14 @@ impl Operator {
 pub fn needed_for(kind: Kind, is_admin_key: bool) -> Grant {
     match kind {
         Kind::Keys if !is_admin_key => Grant::Operator,
-        Kind::Keys | Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {
-            Grant::Admin
-        }
+        Kind::Keys
+        | Kind::Providers
+        | Kind::Models
+        | Kind::Prices
+        | Kind::Routes
+        | Kind::Tenants
+        | Kind::Roles
+        | Kind::Budgets => Grant::Admin,
     }
 }
 
@@ -141,7 +152,7 @@ mod tests {
         assert!(!scope.covers(Kind::Keys, "web", &json!({})), "it belongs to the default tenant");
         assert!(scope.covers(Kind::Tenants, "acme", &json!({})));
         assert!(!scope.covers(Kind::Tenants, "beta", &json!({})));
-        for kind in [Kind::Providers, Kind::Models, Kind::Prices, Kind::Routes, Kind::Roles] {
+        for kind in [Kind::Providers, Kind::Models, Kind::Prices, Kind::Routes, Kind::Roles, Kind::Budgets] {
             assert!(!scope.covers(kind, "acme", &json!({})) && !scope.knows(kind));
             assert!(Scope::Everything.covers(kind, "acme", &json!({})));
         }

@@ -74,7 +74,15 @@ impl Endpoint {
     pub fn allowed(&self) -> &'static str {
         match self {
             Self::List(Kind::Keys) => "GET, HEAD, POST",
-            Self::List(Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles)
+            Self::List(
+                Kind::Providers
+                | Kind::Models
+                | Kind::Prices
+                | Kind::Routes
+                | Kind::Tenants
+                | Kind::Roles
+                | Kind::Budgets,
+            )
             | Self::Teams { .. }
             | Self::Members
             | Self::Audit
@@ -100,6 +108,7 @@ impl Endpoint {
                 Kind::Tenants => "/admin/v1/tenants",
                 Kind::Roles => "/admin/v1/roles",
                 Kind::Keys => "/admin/v1/keys",
+                Kind::Budgets => "/admin/v1/budgets",
             },
             Self::Item { kind, .. } => match kind {
                 Kind::Providers => "/admin/v1/providers/{name}",
@@ -109,6 +118,7 @@ impl Endpoint {
                 Kind::Tenants => "/admin/v1/tenants/{name}",
                 Kind::Roles => "/admin/v1/roles/{name}",
                 Kind::Keys => "/admin/v1/keys/{name}",
+                Kind::Budgets => "/admin/v1/budgets/{name}",
             },
             Self::Teams { .. } => "/admin/v1/tenants/{tenant}/teams",
             Self::Team { .. } => "/admin/v1/tenants/{tenant}/teams/{name}",

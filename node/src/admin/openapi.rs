@@ -7,6 +7,7 @@
 use super::control::{AuditEntry, Waited, Wrong};
 use super::http::{BODY_BYTES_MAX, LIMIT, LIMIT_MAX};
 use super::status::cluster::{ClusterStatus, MemberStatus};
+use cluster::directory::budget::BudgetSpec;
 use cluster::directory::key::KeySpec;
 use cluster::directory::kind::Kind;
 use cluster::directory::model::ModelSpec;
@@ -86,6 +87,7 @@ const fn one(kind: Kind) -> &'static str {
         Kind::Tenants => "tenant",
         Kind::Roles => "role",
         Kind::Keys => "key",
+        Kind::Budgets => "budget",
     }
 }
 
@@ -98,6 +100,7 @@ const fn schema_of(kind: Kind) -> &'static str {
         Kind::Tenants => "Tenant",
         Kind::Roles => "Role",
         Kind::Keys => "Key",
+        Kind::Budgets => "Budget",
     }
 }
 
@@ -111,6 +114,7 @@ fn spec_of(kind: Kind, generator: &mut SchemaGenerator) -> Json {
         Kind::Tenants => generator.subschema_for::<TenantSpec>(),
         Kind::Roles => generator.subschema_for::<RoleSpec>(),
         Kind::Keys => generator.subschema_for::<KeySpec>(),
+        Kind::Budgets => generator.subschema_for::<BudgetSpec>(),
     };
     schema.to_value()
 }
@@ -378,7 +382,7 @@ fn shared_schemas(generator: &mut SchemaGenerator, schemas: &mut Map<String, Jso
         let extra = match kind {
             Kind::Keys => json!({ "revoked": { "type": "boolean", "description": "Refused for ever." } }),
             Kind::Providers => json!({ "off": { "type": "boolean", "description": "Out of use, by an operator." } }),
-            Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => json!({}),
+            Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles | Kind::Budgets => json!({}),
         };
         let name = schema_of(kind);
         let shown = resource(&spec_of(kind, generator), &extra);

@@ -60,7 +60,7 @@ pub fn shown(kind: Kind, stored: &Stored) -> Json {
     match kind {
         Kind::Keys => shown["revoked"] = stored.revoked.into(),
         Kind::Providers => shown["off"] = stored.off.into(),
-        Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles => {}
+        Kind::Models | Kind::Prices | Kind::Routes | Kind::Tenants | Kind::Roles | Kind::Budgets => {}
     }
     shown["spec"] = stored.spec.clone();
     shown

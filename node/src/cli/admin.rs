@@ -231,6 +231,8 @@ pub enum Which {
     Roles,
     #[value(alias = "key")]
     Keys,
+    #[value(alias = "budget")]
+    Budgets,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -437,6 +439,7 @@ impl Which {
             Self::Teams => None,
             Self::Roles => Some(Kind::Roles),
             Self::Keys => Some(Kind::Keys),
+            Self::Budgets => Some(Kind::Budgets),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use super::secret::Secrets;
 use super::{Auth, Config, ListenConfig};
-use cluster::directory::available::Later;
 use cluster::directory::problems::{Problems, nearest};
 use cluster::directory::provider::ProviderSpec;
 use cluster::directory::resources::Resources;
@@ -28,10 +27,7 @@ impl Config {
     }
 
     fn check_later(&self, problems: &mut Problems) {
-        let later: [(&str, Later); 2] = [("budgets", self.budgets), ("guards", self.guards)];
-        for (name, later) in later {
-            later.check(name, problems);
-        }
+        self.guards.check("guards", problems);
     }
 
     /// What a node is to others rests on what it remembers, and on which file is the newer one.

@@ -339,8 +339,6 @@ keys:
             [
                 "3:12 cluster.secret: comes from file `/run/secrets/cluster`, which cannot be read (entity not found); create it, or let this process read it",
                 "9:94 routes.support.cache.mode: `mode: semantic` is not available in this version",
-                "11:11 tenants.acme.budgets: `budgets` is not available in this version",
-                "12:1 budgets: `budgets` is not available in this version",
             ]
         );
     }

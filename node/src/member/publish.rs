@@ -16,7 +16,7 @@ use cluster::register::{Kind, Origin, Register};
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
-use super::{Member, secrets};
+use super::{Member, budgets, secrets};
 use crate::config::environment;
 use crate::config::load::Loaded;
 use crate::config::reload::describe;
@@ -53,6 +53,7 @@ impl Publisher {
     async fn follow(self) {
         let mut progress = self.member.0.consensus.progress();
         let mut known: Option<Arc<Directory>> = None;
+        let mut generation = None;
         let mut anew = false;
         loop {
             let applied = progress.borrow_and_update().applied;
@@ -65,6 +66,11 @@ impl Publisher {
                 let identity = self.gateway.published.load().identity;
                 self.gateway.published.store(Arc::new(Published { directory: Arc::clone(&next), identity }));
                 known = Some(next);
+                let places = self.member.0.consensus.read(|register| budgets::places(register, generation));
+                if let (Some((now, places)), Some(escrow)) = (places, self.gateway.quota.escrow()) {
+                    generation = Some(now);
+                    escrow.publish(places);
+                }
                 self.member.0.published.send_replace(index);
             }
             anew = tokio::select! {

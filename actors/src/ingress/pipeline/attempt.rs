@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::clock;
+use cluster::directory::UnknownBudget;
+use cluster::directory::key::Key;
 use cluster::directory::price::TokenCounts;
 use cluster::directory::provider::{OnUnknownFields, Provider};
 use cluster::directory::route::{Route, Target};
@@ -24,7 +26,7 @@ use crate::ingress::relay::{Live, Receipts};
 use crate::provider::{
     Call, CallError, Credential, DEAD_FOR, Flag, Outcome, Spend, Standing, UpstreamBody, retry_after,
 };
-use crate::quota::{Account, Bound, Charge, Reservation};
+use crate::quota::{Account, Bound, Charge, QuotaError, Reservation};
 use crate::routing::{FailureClass, Following, Health, Next, Situation};
 
 /// The most of a provider's error page that is read.
@@ -52,7 +54,7 @@ pub struct Attempts {
     pub raw: Bytes,
     pub from: Dialect,
     pub headers: Arc<HeaderMap>,
-    pub tenant: Arc<str>,
+    pub key: Arc<Key>,
     pub request_id: Arc<str>,
     pub started: Instant,
     pub deadline: Instant,
@@ -144,7 +146,7 @@ impl Attempts {
         }
         let credential = self.gateway.providers.pick(&provider.name, &[], clock::now())?;
         let admission = self.admit(provider, false)?;
-        let reservation = self.gateway.quota.reserve(&self.account(provider), Bound::default(), None);
+        let reservation = self.gateway.quota.free(&self.account(provider));
         let change = splice::Change { model: Some(&target.model), ..splice::Change::default() };
         let call = Call {
             provider,
@@ -195,6 +197,15 @@ impl Attempts {
                 }
                 return Then::Skip;
             };
+            // Money first: it may have to be waited for, and a probe is not held meanwhile.
+            let reservation = match self.reserve(target, &provider, vendor).await {
+                Ok(reservation) => reservation,
+                Err(failure) => {
+                    let again = matches!(failure, Failure::BudgetUnanswered { .. });
+                    *last = Some(failure);
+                    return if again { Then::Stop } else { Then::Skip };
+                }
+            };
             let Some(admission) = self.admit(&provider, last_resort) else {
                 if let Some(retry_after) = self.gateway.throttled(&provider.name, now) {
                     let provider = provider.name.to_string();
@@ -203,7 +214,7 @@ impl Attempts {
                 return Then::Skip;
             };
             tried.push(credential.index());
-            let failed = match self.attempt(target, &provider, vendor, &credential, admission).await {
+            let failed = match self.attempt(target, &provider, vendor, &credential, reservation, admission).await {
                 Ok(live) => return Then::Answer(Box::new(live)),
                 Err(failed) => failed,
             };
@@ -252,17 +263,36 @@ impl Attempts {
             cause = failed.failure.message(), attempt = self.made, "attempt failed");
     }
 
+    /// Sets aside what the call may cost at most, in all its budgets.
+    async fn reserve(&self, target: &Target, provider: &Provider, vendor: &Vendor) -> Result<Reservation, Failure> {
+        let directory = &self.published.directory;
+        let budgets = directory
+            .budgets_of(&self.key, &provider.name, &target.model)
+            .map_err(|UnknownBudget { name }| Failure::BudgetExceeded { budget: name })?;
+        let price = directory.price(&provider.name, &target.model).cloned();
+        let (account, bound) = (self.account(provider), self.bound(target, vendor));
+        let reserved = self.gateway.quota.reserve(&account, &budgets, bound, price, self.deadline).await;
+        reserved.map_err(|error| match error {
+            QuotaError::Exceeded { budget } => Failure::BudgetExceeded { budget: budget.to_string() },
+            QuotaError::Unpriced { budget } => {
+                let model = format!("{}/{}", target.provider, target.model);
+                Failure::Unpriced { budget: budget.to_string(), model }
+            }
+            QuotaError::Unanswered { waited } => Failure::BudgetUnanswered { waited },
+            QuotaError::Full => Failure::Busy,
+        })
+    }
+
     async fn attempt(
         &mut self,
         target: &Target,
         provider: &Arc<Provider>,
         vendor: &Vendor,
         credential: &Credential,
+        reservation: Reservation,
         admission: Admission,
     ) -> Result<Live, Failed> {
         let body = self.body(target, provider, vendor)?;
-        let price = self.published.directory.price(&provider.name, &target.model).cloned();
-        let reservation = self.gateway.quota.reserve(&self.account(provider), self.bound(target, vendor), price);
         self.made += 1;
         let source = Source {
             dialect: vendor.dialect,
@@ -331,7 +361,7 @@ impl Attempts {
     /// Who pays.
     fn account(&self, provider: &Provider) -> Account {
         Account {
-            tenant: Arc::clone(&self.tenant),
+            tenant: Arc::clone(&self.key.tenant),
             provider: Arc::clone(&provider.name),
             route: Arc::clone(&self.route.label),
         }

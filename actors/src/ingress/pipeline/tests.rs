@@ -207,7 +207,7 @@ async fn a_route_without_targets_has_no_healthy_upstream() {
         raw: Bytes::new(),
         from: Dialect::OpenAiChat,
         headers: Arc::default(),
-        tenant: "default".into(),
+        key: Arc::new(cluster::directory::key::Key::anonymous()),
         request_id: "r".into(),
         started: clock::now(),
         deadline: clock::now() + SOON,

@@ -68,6 +68,7 @@ fn list(kind: Which, answer: &Json) -> String {
     let heading: &[&str] = match kind {
         Which::Keys => &["name", "origin", "version", "tenant", "team", "roles", "state"],
         Which::Providers => &["name", "origin", "version", "kind", "state"],
+        Which::Budgets => &["name", "origin", "version", "limit", "window"],
         Which::Models | Which::Prices | Which::Routes | Which::Tenants | Which::Teams | Which::Roles => {
             &["name", "origin", "version"]
         }
@@ -87,6 +88,7 @@ fn list(kind: Which, answer: &Json) -> String {
                 spec.get("kind").and_then(Json::as_str).map_or_else(|| field(item, "name"), ToOwned::to_owned),
                 if is("off") { "off" } else { "on" }.to_owned(),
             ]),
+            Which::Budgets => row.extend([field(spec, "limit"), field(spec, "window")]),
             Which::Models | Which::Prices | Which::Routes | Which::Tenants | Which::Teams | Which::Roles => {}
         }
         row

@@ -1,0 +1,333 @@
+//! How much may be spent: what people write of a budget, and what requests read of it.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::available::{Available, HasLater, Later};
+use super::problems::Problems;
+use crate::ledger::accounts::Declared;
+use crate::ledger::money::{AmountError, NanoUsd};
+use crate::ledger::window;
+
+/// Budgets one resource may name.
+pub const NAMED_MAX: usize = 8;
+
+/// How much may be spent within a window of time, by everyone together who names it: tenants, their teams, keys, providers
+/// and models. A call must fit in all of its budgets. What a call may cost at most is set aside before it is made, so
+/// the limit holds on every node, whatever fails.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BudgetSpec {
+    /// `$50`, `100k tokens` or `5000 requests`. Needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitText>,
+
+    /// After what time it begins anew: `minute`, `hour`, `day`, `week` (from Monday), `month`, or `total` for never.
+    /// Needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Period>,
+
+    /// Whose days, weeks and months: a name such as `Europe/Berlin`. Defaults to UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+
+    /// `hard`: the limit is never exceeded.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mode: Available<Mode>,
+
+    /// What happens where no majority of nodes can be asked: `closed`, once what this node holds is spent, calls fail.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_no_quorum: Available<OnNoQuorum>,
+
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub overdraft: Later,
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub each: Later,
+    #[serde(skip_serializing)]
+    #[schemars(skip)]
+    pub on_unknown_price: Later,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    #[default]
+    Hard,
+}
+
+impl HasLater for Mode {
+    const LATER: &'static [&'static str] = &["soft"];
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNoQuorum {
+    #[default]
+    Closed,
+}
+
+impl HasLater for OnNoQuorum {
+    const LATER: &'static [&'static str] = &["open"];
+}
+
+/// After what time a budget begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Period {
+    Total,
+    Minute,
+    Hour,
+    Day,
+    Week,
+    Month,
+}
+
+impl Period {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+        }
+    }
+}
+
+/// In what a budget is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unit {
+    NanoUsd,
+    Tokens,
+    Requests,
+}
+
+impl Unit {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NanoUsd => "usd",
+            Self::Tokens => "tokens",
+            Self::Requests => "requests",
+        }
+    }
+
+    /// As people write it.
+    pub fn show(self, amount: u64) -> String {
+        match self {
+            Self::NanoUsd => NanoUsd(amount).to_string(),
+            Self::Tokens | Self::Requests => format!("{amount} {}", self.name()),
+        }
+    }
+}
+
+/// A limit as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitText(pub String);
+
+/// How much of what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Amount {
+    pub unit: Unit,
+    pub amount: u64,
+}
+
+/// Why a text is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    #[error("`{text}` does not say of what; wanted something like `$50`, `100k tokens` or `5000 requests`")]
+    NoUnit { text: String },
+    #[error("`{text}` is not a whole number of {unit}; wanted something like `100000`, `100k` or `2M`")]
+    NotWhole { text: String, unit: &'static str },
+    #[error(transparent)]
+    Money(AmountError),
+}
+
+impl FromStr for Amount {
+    type Err = LimitError;
+
+    fn from_str(text: &str) -> Result<Self, LimitError> {
+        let trimmed = text.trim();
+        for unit in [Unit::Tokens, Unit::Requests] {
+            let singular = unit.name().trim_end_matches('s');
+            let number = trimmed.strip_suffix(unit.name()).or_else(|| trimmed.strip_suffix(singular));
+            if let Some(number) = number {
+                let amount = count(number.trim())
+                    .ok_or_else(|| LimitError::NotWhole { text: text.to_owned(), unit: unit.name() })?;
+                return Ok(Self { unit, amount });
+            }
+        }
+        if trimmed.starts_with('$') || trimmed.ends_with("USD") || trimmed.starts_with('-') {
+            let NanoUsd(amount) = trimmed.parse().map_err(LimitError::Money)?;
+            return Ok(Self { unit: Unit::NanoUsd, amount });
+        }
+        Err(LimitError::NoUnit { text: text.to_owned() })
+    }
+}
+
+/// `5000`, `100k`, `2M`, `1.5M`.
+fn count(text: &str) -> Option<u64> {
+    let (number, digits) = match text.strip_suffix('k') {
+        Some(number) => (number, 3),
+        None => text.strip_suffix('M').map_or((text, 0), |number| (number, 6)),
+    };
+    if !number.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
+    crate::ledger::money::parse_decimal(number, digits).ok()
+}
+
+impl Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.unit.show(self.amount))
+    }
+}
+
+impl<'de> Deserialize<'de> for LimitText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
+impl Serialize for LimitText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl JsonSchema for LimitText {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Limit".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "examples": ["$50", "100k tokens", "5000 requests"] })
+    }
+}
+
+impl BudgetSpec {
+    pub fn check(&self, problems: &mut Problems) {
+        match &self.limit {
+            None => problems.add("limit", "is missing; write `$50`, `100k tokens` or `5000 requests`"),
+            Some(limit) => {
+                if let Err(wrong) = limit.0.parse::<Amount>() {
+                    problems.add("limit", wrong.to_string());
+                }
+            }
+        }
+        if self.window.is_none() {
+            problems.add("window", "is missing; write `minute`, `hour`, `day`, `week`, `month` or `total`");
+        }
+        if let Some(name) = &self.timezone {
+            if !window::is_timezone(name) {
+                problems.add("timezone", format!("`{name}` is no time zone; wanted a name such as `Europe/Berlin`"));
+            }
+            if matches!(self.window, Some(Period::Minute | Period::Hour | Period::Total)) {
+                problems.add("timezone", "says nothing for this `window`; leave it out");
+            }
+        }
+        self.mode.check("mode", problems);
+        self.on_no_quorum.check("on_no_quorum", problems);
+        self.overdraft.check("overdraft", problems);
+        self.each.check("each", problems);
+        self.on_unknown_price.check("on_unknown_price", problems);
+    }
+
+    /// `None` where [`check`](Self::check) finds something.
+    pub fn read(&self, name: &str) -> Option<Budget> {
+        Some(Budget {
+            name: name.into(),
+            limit: self.limit.as_ref()?.0.parse().ok()?,
+            period: self.window?,
+            timezone: self.timezone.as_deref().map(Into::into),
+        })
+    }
+
+    /// What the ledger is told of it; `None` as for [`read`](Self::read).
+    pub fn declared(&self, name: &str) -> Option<Declared> {
+        let Budget { limit, period, timezone, .. } = self.read(name)?;
+        let terms = format!("{} {} {}", limit.unit.name(), period.name(), timezone.as_deref().unwrap_or("UTC"));
+        Some(Declared { name: name.to_owned(), terms, limit: limit.amount })
+    }
+}
+
+/// A budget as it is published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub name: Arc<str>,
+    pub limit: Amount,
+    pub period: Period,
+    pub timezone: Option<Arc<str>>,
+}
+
+/// Budgets that a resource names: each exists, none twice. `known` finds one.
+pub(super) fn check_named<'a>(
+    named: &[String],
+    known: &(impl Iterator<Item = &'a str> + Clone),
+    problems: &mut Problems,
+) {
+    problems.within("budgets", |problems| {
+        if named.len() > NAMED_MAX {
+            problems.add("", format!("are {}; {NAMED_MAX} are allowed", named.len()));
+        }
+        for (index, name) in named.iter().enumerate() {
+            let path = index.to_string();
+            if named[..index].contains(name) {
+                problems.add(&path, format!("`{name}` is listed twice"));
+            } else if known.clone().all(|known| known != name) {
+                problems.add_unknown(&path, "budget", name, known.clone());
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_says_how_much_of_what() {
+        let read = |text: &str| text.parse::<Amount>().map(|it| (it.unit, it.amount));
+
+        assert_eq!(read("$50"), Ok((Unit::NanoUsd, 50_000_000_000)));
+        assert_eq!(read("$0.002"), Ok((Unit::NanoUsd, 2_000_000)));
+        assert_eq!(read("50 USD"), Ok((Unit::NanoUsd, 50_000_000_000)));
+        assert_eq!(read("100k tokens"), Ok((Unit::Tokens, 100_000)));
+        assert_eq!(read("1.5M tokens"), Ok((Unit::Tokens, 1_500_000)));
+        assert_eq!(read("1 request"), Ok((Unit::Requests, 1)));
+        for wrong in ["50", "$-1", "-5 tokens", "1.5 tokens", "tokens", "1.0005k tokens", "$50 requests", "", "$"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(Amount { unit: Unit::NanoUsd, amount: 2_500_000_000 }.to_string(), "$2.5");
+        assert_eq!(Amount { unit: Unit::Tokens, amount: 100 }.to_string(), "100 tokens");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_budget_is_said_where_it_is() {
+        let spec: BudgetSpec =
+            serde_json::from_str(r#"{"limit":"50","timezone":"Europe/Berlln","mode":"soft"}"#).unwrap();
+        let mut problems = Problems::new();
+        spec.check(&mut problems);
+
+        let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
+
+        for wanted in ["limit: `50` does not say of what", "window: is missing", "timezone: `Europe/Berlln`", "mode"] {
+            assert!(said.iter().any(|said| said.contains(wanted)), "{wanted}: {said:?}");
+        }
+    }
+}

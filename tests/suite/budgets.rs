@@ -1,0 +1,186 @@
+//! Budgets, seen from outside: the provider's own bill says what was spent.
+
+use harness::{DEADLINE, FakeProvider, LONG, TestCluster, TestClusterBuilder, TestNode, binary, eventually_within};
+use http::Method;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::cluster::{FAST, one_leader, question};
+
+/// What the simulator bills: a token of input 150 nano-dollars, one of output 600.
+const CONFIG: &str = r#"
+resources_revision: 1
+providers: { openai: { api_key: upstream, base_url: "{provider}/v1" } }
+prices: { openai/m: { input: $0.15, output: $0.60 } }
+keys: { web: { secret: the-key-that-every-file-declares-0001, budgets: [b] } }
+budgets: { b: { limit: LIMIT, window: total } }
+"#;
+
+const WEB: &str = "the-key-that-every-file-declares-0001";
+
+const NANO: u64 = 1_000_000_000;
+
+/// Answers of as many tokens as are asked for at most, so that a call costs what was set aside for its output.
+async fn provider(tokens: u64) -> FakeProvider {
+    FakeProvider::builder(binary!()).arguments(&["--answer-tokens", &tokens.to_string()]).start().await
+}
+
+fn builder(provider: &FakeProvider, limit: &str) -> TestClusterBuilder {
+    let config = CONFIG.replace("LIMIT", limit);
+    TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", provider)
+}
+
+/// A question that no cache has the answer to, with at most so many tokens of answer.
+fn asking(tokens: u64) -> Value {
+    let mut question = question();
+    question["max_tokens"] = tokens.into();
+    question
+}
+
+/// Six calls of some $0.0006 over three nodes on a budget of $0.002: three pass, and who is refused need not try again.
+#[tokio::test]
+async fn six_calls_on_a_budget_for_three() {
+    let provider = provider(1_000).await;
+    let cluster = builder(&provider, "$0.002").start().await;
+
+    let mut answers = Vec::new();
+    for number in 0..6 {
+        answers.push(cluster[number % 3].as_key(WEB).post("/v1/chat/completions", &asking(1_000)).await);
+    }
+
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
+    let refused = &answers[3];
+    assert_eq!(refused.json()["error"]["code"], "budget_exceeded");
+    assert!(refused.json()["error"]["message"].as_str().unwrap().contains("`b`"), "{}", refused.text());
+    assert_eq!((refused.header("x-should-retry"), refused.header("retry-after")), (Some("false"), None));
+    let bill = provider.settled().await;
+    assert_eq!(bill.total.requests, 3);
+    assert!(bill.total.cost_nano_usd <= NANO / 500, "{}", bill.total.cost_nano_usd);
+}
+
+/// Twice as many at once as there is room for, over three nodes: as many pass as there is room for, and no more.
+#[tokio::test]
+async fn as_many_pass_at_once_as_a_budget_has_room_for() {
+    let provider = provider(8).await;
+    let cluster = builder(&provider, "100 requests").start().await;
+
+    let mut calls = JoinSet::new();
+    for number in 0..200 {
+        let client = cluster[number % 3].as_key(WEB).with_deadline(LONG);
+        calls.spawn(async move { client.post("/v1/chat/completions", &asking(8)).await.status });
+    }
+    let statuses = calls.join_all().await;
+
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 100);
+    assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 100);
+    assert_eq!(provider.settled().await.total.requests, 100);
+}
+
+/// Until twenty denials in a row: the bill ends under the limit, and close to it. The leader is killed at half.
+#[tokio::test]
+async fn a_budget_holds_while_the_leader_is_killed() {
+    const LIMIT: u64 = NANO / 20;
+    let provider = provider(100).await;
+    let mut cluster = builder(&provider, "$0.05").start().await;
+    one_leader(&cluster, &[0, 1, 2]).await;
+    let leader = cluster.leader().await;
+
+    let mut loops = JoinSet::new();
+    for number in (0..3).filter(|number| *number != leader) {
+        let client = cluster[number].as_key(WEB).with_deadline(LONG);
+        loops.spawn(async move {
+            let (mut denied, mut others) = (0, Vec::new());
+            while denied < 20 {
+                let body = asking(100).to_string();
+                match client.try_send(Method::POST, "/v1/chat/completions", body).await {
+                    Ok(reply) if reply.status == 200 => denied = 0,
+                    Ok(reply) if reply.status == 429 => denied += 1,
+                    Ok(reply) => others.push(reply.status),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            others
+        });
+    }
+    eventually_within(LONG, "half is spent", async || provider.bill().await.total.cost_nano_usd > LIMIT / 2).await;
+    cluster.kill(leader).await;
+
+    let others = loops.join_all().await.concat();
+
+    // While nobody leads, nobody says no: who cannot be served is told to come again.
+    assert!(others.iter().all(|status| *status == 503), "{others:?}");
+    let spent = provider.settled().await.total.cost_nano_usd;
+    assert!(spent <= LIMIT, "{spent}");
+    assert!(spent >= LIMIT / 100 * 80, "{spent}: what the dead node holds is all that may be missing");
+
+    cluster.start_ready(leader).await;
+    let client = cluster[leader].as_key(WEB);
+    eventually_within(LONG, "what the dead life held is given back", async || {
+        let _answer = client.post("/v1/chat/completions", &asking(100)).await;
+        provider.bill().await.total.cost_nano_usd >= LIMIT / 100 * 98
+    })
+    .await;
+    assert!(provider.settled().await.total.cost_nano_usd <= LIMIT);
+}
+
+/// What was granted to a process that was killed is given back by the next, but for what it may have spent.
+#[tokio::test]
+async fn a_restart_gives_back_what_was_not_spent() {
+    let provider = provider(10).await;
+    let mut cluster = builder(&provider, "40 requests").nodes(1).start().await;
+    for _ in 0..10 {
+        assert_eq!(cluster[0].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
+    }
+
+    cluster.kill(0).await;
+    cluster.start_ready(0).await;
+
+    let client = cluster[0].as_key(WEB);
+    eventually_within(LONG, "the rest is spent", async || {
+        let _answer = client.post("/v1/chat/completions", &asking(10)).await;
+        provider.bill().await.total.requests >= 28
+    })
+    .await;
+    for _ in 0..20 {
+        let _answer = client.post("/v1/chat/completions", &asking(10)).await;
+    }
+    assert!(provider.settled().await.total.requests <= 40);
+}
+
+/// A budget belongs to its name for as long as it is there: made again, it is another.
+#[tokio::test]
+async fn a_budget_made_again_begins_anew() {
+    let provider = provider(10).await;
+    let config = CONFIG.replace("LIMIT", "2 requests");
+    let node = TestNode::builder(binary!()).config(&config).provider("provider", &provider).start().await;
+    let web = node.as_key(WEB);
+    let ask = async || web.post("/v1/chat/completions", &asking(10)).await.status;
+    assert_eq!([ask().await, ask().await, ask().await], [200, 200, 429]);
+
+    let raised = CONFIG.replace("LIMIT", "3 requests");
+    node.write_config(&raised);
+    node.reload();
+    eventually_within(DEADLINE, "a higher limit lets one more pass", async || ask().await == 200).await;
+    assert_eq!(ask().await, 429);
+    node.write_config(&raised.replace("total", "month"));
+    node.reload();
+    eventually_within(DEADLINE, "other terms make another budget", async || ask().await == 200).await;
+
+    assert!(provider.settled().await.total.requests >= 4);
+}
+
+/// A call that must not be made costs nothing: nothing is sent, and money that nobody can count is not spent.
+#[tokio::test]
+async fn a_budget_in_money_takes_no_model_without_a_price() {
+    let provider = provider(10).await;
+    let config = CONFIG.replace("LIMIT", "$1");
+    let node = TestNode::builder(binary!()).config(&config).provider("provider", &provider).start().await;
+    let mut unpriced = asking(10);
+    unpriced["model"] = json!("openai/nobody-knows-this-one");
+
+    let answer = node.as_key(WEB).post("/v1/chat/completions", &unpriced).await;
+
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (403, &json!("model_not_priced")));
+    assert_eq!(provider.bill().await.total.requests, 0);
+}
