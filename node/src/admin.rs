@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod api;
+pub mod budgets;
 pub mod control;
 pub mod endpoint;
 pub mod error;

@@ -47,6 +47,8 @@ pub enum Command {
     Cluster(cluster::ClusterArgs),
     /// Look at and change what the nodes of a cluster share, through any of them.
     Admin(admin::AdminArgs),
+    /// Show what is left of a budget.
+    Budget(admin::BudgetArgs),
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -86,6 +88,7 @@ pub fn main<S: Service>() -> ExitCode {
         Command::Status(args) => exit(with_runtime(status::status(&args))),
         Command::Cluster(args) => exit(with_runtime(cluster::cluster(&args))),
         Command::Admin(args) => exit(with_runtime(admin::admin(&args))),
+        Command::Budget(args) => exit(with_runtime(admin::budget(&args))),
     }
 }
 

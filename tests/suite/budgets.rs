@@ -57,6 +57,15 @@ async fn six_calls_on_a_budget_for_three() {
     let bill = provider.settled().await;
     assert_eq!(bill.total.requests, 3);
     assert!(bill.total.cost_nano_usd <= NANO / 500, "{}", bill.total.cost_nano_usd);
+    let operator = cluster[1].admin(&cluster.admin_key().await);
+    eventually_within(DEADLINE, "every node has reported what it used", async || {
+        let standing = operator.get("/admin/v1/budgets/b/standing").await.json();
+        standing["settled"] == bill.total.cost_nano_usd && standing["limit"] == NANO / 500 && standing["burned"] == 0
+    })
+    .await;
+    let config = cluster[0].config_path().display().to_string();
+    let shown = harness::run(cluster.binary(), &["budget", "show", "b", "-c", &config], &[]).await;
+    assert!(shown.stdout.contains("settled    $0.0018"), "{shown:?}");
 }
 
 /// Twice as many at once as there is room for, over three nodes: as many pass as there is room for, and no more.

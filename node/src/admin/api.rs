@@ -8,7 +8,7 @@ use super::control::Control;
 use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::http::{Answer, Call, Precondition, Query, read};
-use super::{keys, members, openapi, resources};
+use super::{budgets, keys, members, openapi, resources};
 use actors::ingress::connection::{RequestId, X_REQUEST_ID};
 use bytes::Bytes;
 use cluster::directory::kind::Kind;
@@ -69,6 +69,9 @@ impl Api {
         let reads = head.method == Method::GET || head.method == Method::HEAD;
         let body = if reads { Bytes::new() } else { read(body).await? };
         let call = Call { method: head.method, operator, request_id, query, precondition, body };
+        if let (true, Endpoint::Standing { budget }) = (reads, &endpoint) {
+            return budgets::standing(&*self.control, &call, budget.clone()).await;
+        }
         if reads {
             return self.read(&endpoint, &call);
         }
@@ -95,10 +98,12 @@ impl Api {
             Endpoint::Audit => members::audit(control, call),
             Endpoint::Cluster => members::cluster(control, call),
             Endpoint::OpenApi => Ok(Answer::ok(openapi::document())),
-            // Refused by its method before.
-            Endpoint::Revoke { .. } | Endpoint::Switch { .. } | Endpoint::Drain { .. } | Endpoint::Remove { .. } => {
-                Err(ApiError::Method { allow: endpoint.allowed() })
-            }
+            // Refused by its method before, or answered.
+            Endpoint::Revoke { .. }
+            | Endpoint::Switch { .. }
+            | Endpoint::Drain { .. }
+            | Endpoint::Remove { .. }
+            | Endpoint::Standing { .. } => Err(ApiError::Method { allow: endpoint.allowed() }),
         }
     }
 
@@ -123,6 +128,7 @@ impl Api {
             | Endpoint::Members
             | Endpoint::Audit
             | Endpoint::Cluster
+            | Endpoint::Standing { .. }
             | Endpoint::OpenApi => Err(ApiError::Method { allow: endpoint.allowed() }),
         }
     }

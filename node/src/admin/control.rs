@@ -4,6 +4,7 @@
 //! away, when it is in force on every node.
 
 use super::access::{Operator, Scope};
+use super::budgets::BudgetStanding;
 use super::status::cluster::ClusterStatus;
 use cluster::directory::kind::{Kind, Origin};
 pub use cluster::register::{Expected, KeyRef};
@@ -36,6 +37,9 @@ pub trait Control: Send + Sync + 'static {
     fn audit(&self, from: u64, limit: usize) -> Vec<AuditEntry>;
 
     fn cluster(&self) -> ClusterStatus;
+
+    /// What is left of the budget called so. Linearizable: what was said before this call is in it.
+    fn standing(&self, budget: String) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>>;
 }
 
 /// A resource as the cluster holds it.

@@ -41,6 +41,9 @@ pub enum Endpoint {
     },
     Audit,
     Cluster,
+    Standing {
+        budget: String,
+    },
     OpenApi,
 }
 
@@ -54,6 +57,7 @@ impl Endpoint {
             ["audit"] => Some(Self::Audit),
             ["cluster"] => Some(Self::Cluster),
             ["openapi.json"] => Some(Self::OpenApi),
+            ["budgets", name, "standing"] => Some(Self::Standing { budget: decoded(name)? }),
             ["members", node, "drain"] => Some(Self::Drain { node: decoded(node)? }),
             ["members", node, "remove"] => Some(Self::Remove { node: decoded(node)? }),
             ["keys", key, "revoke"] => Some(Self::Revoke { key: decoded(key)? }),
@@ -87,6 +91,7 @@ impl Endpoint {
             | Self::Members
             | Self::Audit
             | Self::Cluster
+            | Self::Standing { .. }
             | Self::OpenApi => "GET, HEAD",
             Self::Item { .. } | Self::Team { .. } => "GET, HEAD, PUT, DELETE",
             Self::Revoke { .. } | Self::Switch { .. } | Self::Drain { .. } | Self::Remove { .. } => "POST",
@@ -130,6 +135,7 @@ impl Endpoint {
             Self::Remove { .. } => "/admin/v1/members/{node}/remove",
             Self::Audit => "/admin/v1/audit",
             Self::Cluster => "/admin/v1/cluster",
+            Self::Standing { .. } => "/admin/v1/budgets/{name}/standing",
             Self::OpenApi => "/admin/v1/openapi.json",
         }
     }

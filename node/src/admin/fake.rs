@@ -1,6 +1,7 @@
 //! A cluster in memory, for the tests of the admin API: obeys versions and origins, remembers what it was asked.
 
 use super::access::{Granted, Operator, Scope};
+use super::budgets::BudgetStanding;
 use super::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
     Wrong,
@@ -238,5 +239,9 @@ impl Control for FakeCluster {
 
     fn cluster(&self) -> ClusterStatus {
         cluster()
+    }
+
+    fn standing(&self, _budget: String) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
+        async { Err(ChangeError::NotFound) }.boxed()
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! [`Endpoint`]: super::endpoint::Endpoint
 
+use super::budgets::BudgetStanding;
 use super::control::{AuditEntry, Waited, Wrong};
 use super::http::{BODY_BYTES_MAX, LIMIT, LIMIT_MAX};
 use super::status::cluster::{ClusterStatus, MemberStatus};
@@ -41,6 +42,7 @@ pub fn document() -> Json {
     team_paths(&mut generator, &mut paths);
     key_paths(&mut paths);
     provider_paths(&mut paths);
+    budget_paths(&mut generator, &mut paths);
     cluster_paths(&mut generator, &mut paths);
     let mut schemas = generator.take_definitions(true);
     shared_schemas(&mut generator, &mut schemas);
@@ -219,6 +221,19 @@ fn provider_paths(paths: &mut Map<String, Json>) {
         let path = json!({ "parameters": [parameter("name")], "post": switch.0 });
         paths.insert(format!("/admin/v1/providers/{{name}}/{word}"), path);
     }
+}
+
+fn budget_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) {
+    let standing = generator.subschema_for::<BudgetStanding>().to_value();
+    let get = operation(
+        "budgets",
+        "get_budget_standing",
+        "What is left of a budget, as a majority of the nodes knows it now",
+    )
+    .answers(200, "In its present window.", &standing)
+    .also(404, "NotFound");
+    let path = json!({ "parameters": [parameter("name")], "get": get.0 });
+    paths.insert("/admin/v1/budgets/{name}/standing".to_owned(), path);
 }
 
 fn cluster_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) {
@@ -512,7 +527,7 @@ mod tests {
         // One of each kind of endpoint: what the program answers is in the document.
         let all = 2 * Kind::ALL.len()
             + ["teams", "team", "revoke", "off", "on"].len()
-            + ["members", "drain", "remove", "audit", "cluster", "openapi"].len();
+            + ["members", "drain", "remove", "audit", "cluster", "standing", "openapi"].len();
         assert_eq!(templates.len(), all);
     }
 

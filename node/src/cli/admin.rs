@@ -3,6 +3,7 @@
 mod print;
 
 use super::client::{Answer, Ask, Client, ClientError, PATIENT};
+use crate::admin::budgets::BudgetStanding;
 use crate::admin::endpoint::{PREFIX, encode};
 use crate::config::load::{LoadError, glance};
 use crate::config::secret::{Secret, resolve};
@@ -33,8 +34,9 @@ const PAGES_MAX: usize = 1_000;
 /// Bytes of a resource to be put; the node takes no more.
 const SPEC_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Which node is asked, and with which key.
 #[derive(Clone, Debug, Args)]
-pub struct AdminArgs {
+pub struct ReachArgs {
     /// Where the admin listener of a node is; any node of the cluster will do. Left out: as the file of `-c` says, else
     /// `http://127.0.0.1:8081`.
     #[arg(long, value_name = "URL", global = true)]
@@ -56,9 +58,30 @@ pub struct AdminArgs {
     /// Print what the node answers as JSON.
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct AdminArgs {
+    #[command(flatten)]
+    pub reach: ReachArgs,
 
     #[command(subcommand)]
     pub command: AdminCommand,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BudgetArgs {
+    #[command(flatten)]
+    pub reach: ReachArgs,
+
+    #[command(subcommand)]
+    pub command: BudgetCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BudgetCommand {
+    /// Show what is left of a budget, as a majority of the nodes knows it now.
+    Show { name: String },
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -271,10 +294,22 @@ pub enum AdminError {
     Output(#[source] io::Error),
 }
 
+pub async fn budget(args: &BudgetArgs) -> Result<(), AdminError> {
+    let client = client(&args.reach, &environment::process)?;
+    let BudgetCommand::Show { name } = &args.command;
+    let answer = get(&client, &format!("budgets/{}/standing", encode(name))).await?;
+    let shown = if args.reach.json {
+        json_text(&answer)
+    } else {
+        serde_json::from_value::<BudgetStanding>(answer).map_err(AdminError::Foreign)?.words()
+    };
+    output::line(&shown).map_err(AdminError::Output)
+}
+
 pub async fn admin(args: &AdminArgs) -> Result<(), AdminError> {
-    let client = client(args, &environment::process)?;
+    let client = client(&args.reach, &environment::process)?;
     let answer = carry_out(&client, &args.command).await?;
-    let shown = if args.json { json_text(&answer) } else { print::shown(&args.command, &answer) };
+    let shown = if args.reach.json { json_text(&answer) } else { print::shown(&args.command, &answer) };
     output::line(&shown).map_err(AdminError::Output)
 }
 
@@ -283,7 +318,7 @@ fn json_text(answer: &Json) -> String {
 }
 
 /// Which node, and with which key.
-fn client(args: &AdminArgs, lookup: environment::Lookup<'_>) -> Result<Client, AdminError> {
+fn client(args: &ReachArgs, lookup: environment::Lookup<'_>) -> Result<Client, AdminError> {
     let config = args.config.as_deref().map(|path| glance(path, lookup)).transpose().map_err(AdminError::Config)?;
     let key = key(args, config.as_ref(), lookup)?;
     let listens = config.map(|config| reachable(&config)).transpose()?;
@@ -301,7 +336,7 @@ fn reachable(config: &Config) -> Result<Uri, AdminError> {
     url.map_err(|_invalid| AdminError::Client(ClientError::Address { url: Uri::from_static(ADMIN) }))
 }
 
-fn key(args: &AdminArgs, config: Option<&Config>, lookup: environment::Lookup<'_>) -> Result<Secret, AdminError> {
+fn key(args: &ReachArgs, config: Option<&Config>, lookup: environment::Lookup<'_>) -> Result<Secret, AdminError> {
     let from_file = |path: &Path| found(&SecretRef::file(path), lookup);
     if let Some(path) = &args.key_file {
         return from_file(path);

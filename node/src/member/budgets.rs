@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actors::quota::escrow::{Escrow, Ledger, Marks, Places};
+use cluster::directory::budget::Budget;
 use cluster::directory::wire::Spec;
 use cluster::ledger::accounts::{Account, BudgetId, Place, Roll, Told};
 use cluster::ledger::book::Statement;
@@ -19,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::{Member, MemberError};
+use crate::admin::budgets::BudgetStanding;
 use crate::config::reload::describe;
 
 /// How long the ledger has to answer. What is said again comes to the same.
@@ -108,6 +110,18 @@ pub fn places(register: &Register, generation: Option<u64>) -> Option<(u64, Plac
     Some((accounts.generation(), Arc::new(places)))
 }
 
+/// What the register says of a budget.
+pub fn standing(register: &Register, name: &str) -> Option<BudgetStanding> {
+    let (_id, account) = register.accounts().named(name)?;
+    Some(BudgetStanding::new(&known(register, name)?, account))
+}
+
+fn known(register: &Register, name: &str) -> Option<Budget> {
+    let stored = register.get(Kind::Budgets, name)?;
+    let Ok(Spec::Budget(spec)) = Spec::read(Kind::Budgets, stored.spec) else { return None };
+    spec.read(name)
+}
+
 /// What others lack is seen in the register, whoever said it.
 async fn heed_recalls(member: Member, escrow: Escrow) {
     let consensus = member.0.consensus.clone();
@@ -161,9 +175,7 @@ fn due(register: &Register, now: Duration) -> Vec<Roll> {
         if last.is_some_and(|(_, window)| window.ends.is_none_or(|ends| ends > now)) {
             return None;
         }
-        let stored = register.get(Kind::Budgets, &account.name)?;
-        let Ok(Spec::Budget(spec)) = Spec::read(Kind::Budgets, stored.spec) else { return None };
-        let known = spec.read(&account.name)?;
+        let known = known(register, &account.name)?;
         let (starts, ends) = window::bounds(known.period, known.timezone.as_deref(), now).ok()?;
         Some(Roll { budget, after: last.map(|(number, _)| number), starts, ends })
     };

@@ -17,8 +17,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use super::{Member, secrets};
+use super::{Member, budgets, secrets};
 use crate::admin::access::{Operator, Scope};
+use crate::admin::budgets::BudgetStanding;
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
 };
@@ -29,6 +30,9 @@ use crate::config::reload::describe;
 
 /// For a command to be applied.
 const WITHIN: Duration = Duration::from_secs(10);
+
+/// For a majority to say how far it is, and for this node to be as far.
+const READ_WITHIN: Duration = Duration::from_secs(3);
 
 /// For this node to publish what it asked for; later it is in force all the same.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(2);
@@ -292,6 +296,22 @@ impl Control for MemberControl {
 
     fn cluster(&self) -> ClusterStatus {
         self.member.status()
+    }
+
+    fn standing(&self, budget: String) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
+        async move {
+            let consensus = self.member.consensus();
+            let unavailable = |reason: String| ChangeError::Unavailable { reason, retry_after: Duration::from_secs(1) };
+            let index = consensus.read_index(READ_WITHIN).await.map_err(|error| unavailable(describe(&error)))?;
+            let mut progress = consensus.progress();
+            let applied = tokio::time::timeout(READ_WITHIN, progress.wait_for(|progress| progress.has(index))).await;
+            if !matches!(applied, Ok(Ok(_))) {
+                return Err(unavailable("this node has not caught up".to_owned()));
+            }
+            drop(applied);
+            consensus.read(|register| budgets::standing(register, &budget)).ok_or(ChangeError::NotFound)
+        }
+        .boxed()
     }
 }
 

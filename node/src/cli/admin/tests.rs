@@ -117,7 +117,7 @@ fn the_key_is_found_where_it_is_said_to_be() {
     let homeless = file("homeless.yaml", "auth: none\n");
     let environment = |name: &str| (name == KEY_VARIABLE).then(|| "from-the-environment".to_owned());
     let found = |line: &str, lookup: environment::Lookup<'_>| {
-        client(&args(&format!("{line} members")), lookup)
+        client(&args(&format!("{line} members")).reach, lookup)
             .map(|client| (client.key.map(|key| key.reveal().to_owned()).unwrap_or_default(), client.url.to_string()))
     };
     let key = |line: &str, lookup: environment::Lookup<'_>| found(line, lookup).unwrap().0;
