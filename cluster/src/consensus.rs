@@ -20,6 +20,7 @@ pub mod voters;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -153,6 +154,8 @@ struct Inner {
     incarnation: watch::Sender<Incarnation>,
     /// Whether the disk has room for more.
     log: Log,
+    /// The leader said that this node is no member.
+    stranger: AtomicBool,
 }
 
 /// Why nothing came of a question to the leader in time.
@@ -233,6 +236,7 @@ impl Consensus {
             tokens: Mutex::default(),
             incarnation,
             log,
+            stranger: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -258,6 +262,11 @@ impl Consensus {
             }
             Err(RaftError::Fatal(fatal)) => Err(fatal),
         }
+    }
+
+    /// Whether the leader said, when it was last asked, that this node is no member.
+    pub fn is_stranger(&self) -> bool {
+        self.0.stranger.load(Ordering::Acquire)
     }
 
     /// Since 1970, by this node's clock.
@@ -387,7 +396,20 @@ impl Consensus {
         if !command.is_known() || !self.all_know(&command) {
             return Err(NotProposed::Newer);
         }
+        if self.is_unheard() {
+            return Err(NotProposed::NoQuorum);
+        }
         self.0.proposer.propose(command, until).await
+    }
+
+    /// Whether no majority has answered this leader for so long that another may lead by now. What it would propose could
+    /// be applied much later, when whoever asked has long been told that nobody knows.
+    fn is_unheard(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow();
+        let others = metrics.membership_config.voter_ids().any(|voter| voter != self.0.me);
+        let silence = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+        others && silence.is_some_and(|silence| silence > self.0.timing.election_max * 2)
     }
 
     /// Whether every member can apply it: one that cannot would have to stop.
@@ -439,7 +461,13 @@ impl Consensus {
             if let Ok(Err(why @ NotRead::StaleMax { .. })) = &outcome {
                 warn!(%why, "this node is not granted to serve");
             }
+            if let Ok(Err(NotRead::NotMember)) = outcome
+                && !self.0.stranger.swap(true, Ordering::AcqRel)
+            {
+                info!("the leader says that this node is no member");
+            }
             if let Ok(Ok(index)) = outcome {
+                self.0.stranger.store(false, Ordering::Release);
                 return Ok(index.unwrap_or_default());
             }
             if Instant::now() + PAUSE >= until {

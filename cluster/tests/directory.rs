@@ -124,27 +124,83 @@ fn parts_of_later_versions_are_refused_by_name() {
     let found = problems(
         r#"
 providers:
-  openai: { api_key: "${OPENAI_API_KEY}", budgets: [x] }
+  openai: { api_key: "${OPENAI_API_KEY}" }
 routes:
   support: { targets: [openai/gpt-4o-mini], strategy: least_cost, cache: { mode: semantic, share: team }, guards: [pii] }
-tenants:
-  acme: { budgets: [acme-month] }
 keys:
-  web: { tenant: acme, secret: "${WEB_KEY}", max_parallel: 3 }
+  web: { secret: "${WEB_KEY}", max_parallel: 3 }
+budgets:
+  b: { limit: $1, window: day, mode: soft, on_no_quorum: open, overdraft: $1, each: end_user }
 "#,
     );
     assert_eq!(
         found,
         [
-            "providers.openai.budgets: `budgets` is not available in this version",
             "routes.support.strategy: `strategy: least_cost` is not available in this version",
             "routes.support.cache.mode: `mode: semantic` is not available in this version",
             "routes.support.cache.share: `share: team` is not available in this version",
             "routes.support.guards: `guards` is not available in this version",
-            "tenants.acme.budgets: `budgets` is not available in this version",
             "keys.web.max_parallel: `max_parallel` is not available in this version",
+            "budgets.b.mode: `mode: soft` is not available in this version",
+            "budgets.b.on_no_quorum: `on_no_quorum: open` is not available in this version",
+            "budgets.b.overdraft: `overdraft` is not available in this version",
+            "budgets.b.each: `each` is not available in this version",
         ]
     );
+}
+
+const WITH_BUDGETS: &str = r#"
+providers: { openai: { api_key: "${OPENAI_API_KEY}", budgets: [everyone] } }
+models: { openai/gpt-4o: { budgets: [dear] } }
+tenants: { acme: { budgets: [acme], teams: { support: { budgets: [support] } } } }
+keys: { web: { secret: "${WEB_KEY}", tenant: acme, team: support, budgets: [web, acme] } }
+budgets:
+  everyone: { limit: $100, window: month }
+  dear: { limit: 100k tokens, window: day, timezone: Europe/Berlin }
+  acme: { limit: $50, window: month }
+  support: { limit: $20, window: month }
+  web: { limit: 60 requests, window: minute }
+"#;
+
+/// A call must fit in the budgets of all it belongs to, each counted once.
+#[test]
+fn a_call_has_the_budgets_of_its_target_its_payer_and_its_key() {
+    let directory = directory(WITH_BUDGETS);
+    let key = directory.key(&KeyHash::of(WEB_KEY)).unwrap();
+    let budgets = |model: &str| -> Vec<String> {
+        let budgets = directory.budgets_of(key, "openai", model).unwrap();
+        budgets.iter().map(|budget| format!("{} {} {}", budget.name, budget.limit, budget.period.name())).collect()
+    };
+
+    assert_eq!(
+        budgets("gpt-4o"),
+        [
+            "everyone $100 month",
+            "dear 100000 tokens day",
+            "acme $50 month",
+            "support $20 month",
+            "web 60 requests minute"
+        ]
+    );
+    assert_eq!(budgets("gpt-4o-mini").len(), 4);
+}
+
+#[test]
+fn a_budget_that_is_named_is_one_that_exists() {
+    let wrong = WITH_BUDGETS
+        .replace("budgets: [everyone]", "budgets: [everyon]")
+        .replace("budgets: [support]", "budgets: [x]")
+        .replace("budgets: [web, acme]", "budgets: [web, web]");
+
+    let found = problems(&wrong);
+
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(
+        found.iter().any(|it| it.starts_with("providers.openai.budgets.0: ") && it.contains("everyone")),
+        "{found:#?}"
+    );
+    assert!(found.iter().any(|it| it.starts_with("tenants.acme.teams.support.budgets.0: ")), "{found:#?}");
+    assert!(found.iter().any(|it| it.starts_with("keys.web.budgets.1: ") && it.contains("twice")), "{found:#?}");
 }
 
 /// Teams and roles are referred to by keys, and a key's own are published with it.
@@ -460,7 +516,7 @@ fn resources_are_written_as_they_are_read() {
 fn the_schema_describes_every_field_that_exists_and_none_that_does_not() {
     let schema = serde_json::to_value(schemars::schema_for!(Resources)).unwrap();
     let text = schema.to_string();
-    assert!(!text.contains("budgets") && !text.contains("semantic"));
+    assert!(!text.contains("overdraft") && !text.contains("semantic"));
     for (name, definition) in schema["$defs"].as_object().unwrap() {
         let properties = definition["properties"].as_object().into_iter().flatten();
         for (field, described) in properties {

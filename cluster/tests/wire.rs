@@ -210,5 +210,5 @@ fn what_is_no_resource_is_refused() {
     let all: BTreeMap<_, _> = Kind::ALL.into_iter().map(|kind| (kind.name(), kind)).collect();
     assert_eq!(all.len(), Kind::ALL.len());
     assert!(Kind::ALL.into_iter().all(|kind| Kind::parse(kind.name()) == Some(kind)));
-    assert_eq!(Kind::parse("budgets"), None);
+    assert_eq!(Kind::parse("guards"), None);
 }

@@ -308,6 +308,15 @@ impl Member {
         self.0.phase.borrow().clone()
     }
 
+    /// What is in the way of serving; `None` when nothing is.
+    pub fn waits_for(&self) -> Option<String> {
+        let phase = self.phase();
+        if phase == Phase::Member && self.0.consensus.is_stranger() {
+            return Some("its end, or a start anew: it was removed from its cluster".to_owned());
+        }
+        phase.waits_for()
+    }
+
     pub fn peer_address(&self) -> Option<SocketAddr> {
         self.0.peer_address
     }

@@ -72,7 +72,7 @@ impl View for NodeView {
     fn checks(&self) -> Vec<Check> {
         let draining = self.draining.load(Ordering::Acquire);
         let providers = self.gateway.published.load().directory.providers().count();
-        let waits_for = self.member.phase().waits_for();
+        let waits_for = self.member.waits_for();
         let gate = self.gateway.gate.standing(clock::since_boot());
         vec![
             Check {

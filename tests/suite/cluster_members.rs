@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use harness::{LONG, eventually, eventually_within};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::cluster::{WEB, all_answer, one_leader, three};
@@ -57,4 +57,46 @@ async fn a_change_without_a_majority_is_given_up_and_made_once_there_is_one() {
     assert!(cluster.gone(gone).await.success());
     operator.post(&format!("/admin/v1/members/{name}/remove"), &Value::Null).await;
     eventually("two are left", async || operator.members().await.len() == 2).await;
+}
+
+/// A leader whose followers are gone goes on leading, for all it knows. What it took now would be done later, when whoever
+/// asked has been told that nobody knows.
+#[tokio::test]
+async fn a_leader_that_nobody_answers_takes_no_change() {
+    let (_provider, cluster) = three().await;
+    let leader = cluster.leader().await;
+    let operator = cluster.operator(leader).await;
+    cluster.pause((leader + 1) % 3);
+    cluster.pause((leader + 2) % 3);
+    eventually_within(LONG, "nobody has answered for long", async || {
+        let status = cluster[leader].status().await.unwrap_or_default();
+        status["cluster"]["fresh_millis"].as_u64() > Some(3_500)
+    })
+    .await;
+
+    let refused = operator.try_post("/admin/v1/keys", &json!({ "name": "lost" })).await.unwrap_err();
+
+    assert_eq!((refused.status, refused.code.as_str()), (503, "cluster_unavailable"), "{refused:?}");
+    cluster.resume((leader + 1) % 3);
+    cluster.resume((leader + 2) % 3);
+    all_answer(&cluster, &[0, 1, 2], WEB, 200).await;
+    let anyone = cluster.operator(leader).await;
+    anyone.post("/admin/v1/keys", &json!({ "name": "made" })).await;
+    let names = anyone.key_names().await;
+    assert!(names.contains("made") && !names.contains("lost"), "{names:?}");
+}
+
+/// It hears nothing from its cluster any more, and says why.
+#[tokio::test]
+async fn a_living_node_that_is_removed_says_so() {
+    let (_provider, cluster) = three().await;
+    let leader = cluster.leader().await;
+    let (removed, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let name = cluster[removed].name.clone();
+
+    cluster.operator(other).await.post(&format!("/admin/v1/members/{name}/remove"), &Value::Null).await;
+
+    cluster[removed].says(&["removed from its cluster"]).await;
+    assert!(!cluster[removed].is_ready().await);
+    all_answer(&cluster, &[leader, other], WEB, 200).await;
 }

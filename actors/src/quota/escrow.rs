@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
-use super::held::{Demand, Held, Refused};
+use super::held::{DOUBT_MAX, Demand, Held, Refused};
 
 /// The ledger is spoken to at least so often while anything is to be said.
 const EVERY: Duration = Duration::from_millis(250);
@@ -142,14 +142,22 @@ impl Escrow {
             self.0.mark.notify_one();
         }
         let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
-        let until = until.min(began + WAIT_MAX);
+        let last = until.min(began + DOUBT_MAX + WAIT_MAX);
         let mut line = Line { escrow: self, demands: &demands, waiting };
-        let answered = tokio::time::timeout_at(until.into(), &mut line.waiting).await;
+        let answered = loop {
+            let look = last.min(now() + WAIT_MAX);
+            match tokio::time::timeout_at(look.into(), &mut line.waiting).await {
+                Ok(answered) => break answered.ok(),
+                // The ledger answers, and what it says is not enough yet.
+                Err(_elapsed) if now() < last && self.0.held.lock().is_answered(&demands, now(), WAIT_MAX) => {}
+                Err(_elapsed) => break None,
+            }
+        };
         drop(line);
         match answered {
-            Ok(Ok(Ok(()))) => Ok(self.hold(demands)),
-            Ok(Ok(Err(refused))) => Err(NotReserved::Refused(refused)),
-            Ok(Err(_)) | Err(_) => Err(NotReserved::Unanswered { waited: now() - began }),
+            Some(Ok(())) => Ok(self.hold(demands)),
+            Some(Err(refused)) => Err(NotReserved::Refused(refused)),
+            None => Err(NotReserved::Unanswered { waited: now() - began }),
         }
     }
 

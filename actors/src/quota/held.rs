@@ -26,7 +26,7 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a «no» of the ledger is doubted while calls are under way that may use less than their bound.
-const DOUBT_MAX: Duration = Duration::from_secs(2);
+pub const DOUBT_MAX: Duration = Duration::from_secs(10);
 
 /// A part of a budget that an attempt needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -379,6 +379,14 @@ impl Held {
         todo
     }
 
+    /// Whether the ledger has answered for all of these within `lately`.
+    pub fn is_answered(&self, demands: &[Demand], now: Instant, lately: Duration) -> bool {
+        demands.iter().all(|demand| {
+            let told = self.spots.get(&demand.place).and_then(|spot| spot.told_at);
+            told.is_some_and(|at| now.saturating_duration_since(at) < lately)
+        })
+    }
+
     /// Whether anyone stands in line.
     pub fn is_waited_for(&self) -> bool {
         self.waiting > 0
@@ -404,7 +412,9 @@ impl Spot {
         let statement = self.lease.statement(more, first.saturating_sub(self.lease.idle()));
         let news = (statement.used, statement.returned) != (self.said.used, self.said.returned);
         let due = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_EVERY);
-        let urgent = statement.returned != self.said.returned || !self.line.is_empty() || (more > 0 && due);
+        // Who waits elsewhere waits for what is known to be left.
+        let asked = recalled && news;
+        let urgent = asked || statement.returned != self.said.returned || !self.line.is_empty() || (more > 0 && due);
         let low = more > 0 && statement.wants > self.said.wants;
         if !(urgent || low || (news && due)) {
             return None;

@@ -63,6 +63,9 @@ pub enum NotProposed {
     /// Nothing was proposed: members that know less could not apply it.
     #[error("the command is of a newer version than a member knows; update every node first")]
     Newer,
+    /// Nothing was proposed.
+    #[error("no majority of the voters answers the leader")]
+    NoQuorum,
 }
 
 type Answer = oneshot::Sender<Result<Accepted, NotProposed>>;

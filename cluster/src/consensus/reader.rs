@@ -33,6 +33,9 @@ pub enum NotRead {
     Busy,
     #[error("consensus has stopped on this node")]
     Stopped,
+    /// It was removed, or never admitted.
+    #[error("the asker is no member")]
+    NotMember,
 }
 
 type Answer = oneshot::Sender<Result<Option<u64>, NotRead>>;

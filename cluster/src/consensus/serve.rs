@@ -92,6 +92,11 @@ impl Consensus {
         if !own_life || !own_term {
             return Err(NotRead::TooSoon);
         }
+        let member =
+            |metrics: &super::types::Metrics| metrics.membership_config.nodes().any(|(node, _place)| *node == asker);
+        if !member(&self.0.raft.metrics().borrow()) {
+            return Err(NotRead::NotMember);
+        }
         self.0.grants.note(asker, self.0.clock.now()).map_err(|why| match why {
             NotGranted::NotLeading => NotRead::TooSoon,
             NotGranted::Leaving => NotRead::Leaving,

@@ -201,7 +201,7 @@ mod tests {
             "keys/%zz",
             "keys/%ff",
             "keys/%4",
-            "budgets",
+            "guards",
             "members/a",
             "members//drain",
             "openapi",

@@ -13,7 +13,6 @@ impl Member {
         let metrics = inner.consensus.metrics().borrow().clone();
         let progress = *inner.consensus.progress().borrow();
         let home = inner.bootstrap.home();
-        let phase = self.phase();
         let revision = inner.consensus.read(|register| register.file().revision);
         let fresh = gossip::fresh_age(inner);
         ClusterStatus {
@@ -27,7 +26,7 @@ impl Member {
             applied: progress.applied.unwrap_or_default(),
             fresh_millis: fresh.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             resources_revision: revision,
-            waits_for: phase.waits_for(),
+            waits_for: self.waits_for(),
             members: members(inner, &metrics, progress.applied),
         }
     }

@@ -94,7 +94,7 @@ async fn only_a_key_with_a_role_gets_in() {
 async fn what_is_not_there_and_what_is_not_done_there() {
     let node = Node::new();
 
-    assert_eq!(node.get("admin", "budgets").await.told(), (404, "unknown_path"));
+    assert_eq!(node.get("admin", "guards").await.told(), (404, "unknown_path"));
     assert_eq!(node.get("admin", "keys/absent").await.told(), (404, "not_found"));
     let refused = node.ask("admin", "POST", "keys/web", json!({})).await;
     assert_eq!((refused.told(), refused.header("allow")), ((405, "method_not_allowed"), "GET, HEAD, PUT, DELETE"));

@@ -148,7 +148,7 @@ fn a_resource_is_read_from_where_it_is_said_to_be() {
     assert!(matches!(spec(None, Some(Path::new("/nowhere"))), Err(AdminError::Spec { .. })));
     std::fs::write(&path, vec![b' '; 1_048_577]).unwrap();
     assert!(matches!(spec(None, Some(&path)), Err(AdminError::SpecTooLarge)));
-    for wrong in ["put routes r", "put routes r {} -f x", "put routes r {} --new --if-version 1", "list budgets"] {
+    for wrong in ["put routes r", "put routes r {} -f x", "put routes r {} --new --if-version 1", "list guards"] {
         let line = ["admin"].into_iter().chain(wrong.split_whitespace());
         assert!(Line::try_parse_from(line).is_err(), "{wrong}");
     }
