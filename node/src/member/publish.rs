@@ -55,13 +55,19 @@ impl Publisher {
         let mut known: Option<Arc<Directory>> = None;
         let mut generation = None;
         let mut anew = false;
+        // Whose secrets the clients were made with.
+        let mut connected: Option<Arc<Loaded>> = None;
         loop {
             let applied = progress.borrow_and_update().applied;
             if let Some(index) = applied {
                 let next = Arc::new(self.member.0.consensus.read(|register| register.directory(known.as_deref())));
                 let same_shape = known.as_ref().is_some_and(|known| Arc::ptr_eq(known.shape(), next.shape()));
-                if !same_shape || anew {
-                    self.connect(&next).await;
+                // What a file declares is not seen before its secrets are in use.
+                let loaded = self.loaded.load_full();
+                let same_secrets = connected.as_ref().is_some_and(|before| Arc::ptr_eq(before, &loaded));
+                if !same_shape || !same_secrets || anew {
+                    self.connect(&next, &loaded).await;
+                    connected = Some(loaded);
                 }
                 let identity = self.gateway.published.load().identity;
                 self.gateway.published.store(Arc::new(Published { directory: Arc::clone(&next), identity }));
@@ -84,15 +90,14 @@ impl Publisher {
     }
 
     /// Clients and breakers for every provider that can be used from here. One that cannot is left without.
-    async fn connect(&self, directory: &Directory) {
+    async fn connect(&self, directory: &Directory, loaded: &Loaded) {
         for problem in directory.complaints().iter() {
             warn!(%problem, "a resource of the cluster is left out here");
         }
-        let loaded = self.loaded.load_full();
         let declared = self.member.0.consensus.read(declared_references);
         let secrets = |reference: &SecretRef| {
             if declared.contains(reference) || secrets::is_allowed(&loaded.config, reference) {
-                return secret(&loaded, reference);
+                return secret(loaded, reference);
             }
             warn!(
                 place = reference.place(),
