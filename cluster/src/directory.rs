@@ -102,6 +102,10 @@ impl Directory {
         self.shape.price(provider, model)
     }
 
+    pub fn budget(&self, name: &str) -> Option<&Arc<Budget>> {
+        self.shape.budget(name)
+    }
+
     /// As [`Shape::budgets_of`].
     pub fn budgets_of(&self, key: &Key, provider: &str, model: &str) -> Result<Vec<Arc<Budget>>, UnknownBudget> {
         self.shape.budgets_of(key, provider, model)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use cluster::directory::available::Available;
+use cluster::directory::budget::{BudgetSpec, LimitText, Period};
 use cluster::directory::key::KeySpec;
 use cluster::directory::kind::Kind;
 use cluster::directory::model::ModelSpec;
@@ -52,7 +53,7 @@ fn provider() -> impl Strategy<Value = ProviderSpec> {
     let times = (duration(), duration(), duration(), duration());
     let breaker = (1..100u32, 0..=100u8, duration(), 1..100u32, duration());
     let rest = (1..5000u32, any::<bool>(), of("/[a-z]{1,8}"), btree_map(name(), text(), 0..3), any::<bool>());
-    (places, times, breaker, rest).prop_map(|(places, times, breaker, rest)| {
+    (places, times, breaker, rest, vec(name(), 0..3)).prop_map(|(places, times, breaker, rest, budgets)| {
         let mut spec = ProviderSpec::default();
         (spec.kind, spec.base_url, spec.api_key, spec.api_keys, spec.models) = places;
         let timeouts = &mut spec.timeouts;
@@ -66,6 +67,7 @@ fn provider() -> impl Strategy<Value = ProviderSpec> {
         spec.http2 = rest.1;
         spec.ca = rest.2.map(Into::into);
         spec.headers = rest.3;
+        spec.budgets = budgets;
         spec.on_unknown_fields = if rest.4 { OnUnknownFields::Refuse } else { OnUnknownFields::Drop };
         spec
     })
@@ -101,26 +103,38 @@ fn spec() -> impl Strategy<Value = Spec> {
         image: all.5,
         call: all.6,
     });
-    let model =
-        (of(any::<u64>()), of(any::<u64>()), of(any::<bool>())).prop_map(|(context, output_max, hidden_reasoning)| {
-            ModelSpec { context, output_max, hidden_reasoning, ..ModelSpec::default() }
-        });
-    let teams =
-        btree_map(name(), of(text()).prop_map(|description| TeamSpec { description, ..TeamSpec::default() }), 0..3);
-    let tenant =
-        (of(text()), teams).prop_map(|(description, teams)| TenantSpec { description, teams, ..TenantSpec::default() });
+    let budgets = || vec(name(), 0..3);
+    let model = (of(any::<u64>()), of(any::<u64>()), of(any::<bool>()), budgets()).prop_map(
+        |(context, output_max, hidden_reasoning, budgets)| ModelSpec { context, output_max, hidden_reasoning, budgets },
+    );
+    let team = (of(text()), budgets()).prop_map(|(description, budgets)| TeamSpec { description, budgets });
+    let tenant = (of(text()), btree_map(name(), team, 0..3), budgets())
+        .prop_map(|(description, teams, budgets)| TenantSpec { description, teams, budgets });
     let grant = prop_oneof![Just(Grant::Viewer), Just(Grant::Operator), Just(Grant::Admin)];
     let role = (grant, vec(name(), 0..3), of(text())).prop_map(|(grants, tenants, description)| RoleSpec {
         grants,
         tenants,
         description,
     });
-    let key =
-        (name(), vec(name(), 0..3), of(any::<u32>()), of(any::<u64>()), of(text()), of(name()), vec(name(), 0..3))
-            .prop_map(|(tenant, models, rpm, tpm, expires, team, roles)| {
-                let hash = Some(format!("b3:{}", "0".repeat(64)));
-                KeySpec { hash, tenant, models, rpm, tpm, expires, team, roles, ..KeySpec::default() }
-            });
+    let key = (
+        name(),
+        vec(name(), 0..3),
+        of(any::<u32>()),
+        of(any::<u64>()),
+        of(text()),
+        of(name()),
+        vec(name(), 0..3),
+        budgets(),
+    )
+        .prop_map(|(tenant, models, rpm, tpm, expires, team, roles, budgets)| {
+            let hash = Some(format!("b3:{}", "0".repeat(64)));
+            KeySpec { hash, tenant, models, rpm, tpm, expires, team, roles, budgets, ..KeySpec::default() }
+        });
+    let limit =
+        prop_oneof!["[0-9]{1,5} (tokens|requests)", "\\$[0-9]{1,4}(\\.[0-9]{1,9})?", text()].prop_map(LimitText);
+    let period = prop_oneof![Just(Period::Total), Just(Period::Minute), Just(Period::Week), Just(Period::Month)];
+    let budget = (of(limit), of(period), of(Just("Europe/Berlin".to_owned())))
+        .prop_map(|(limit, window, timezone)| BudgetSpec { limit, window, timezone, ..BudgetSpec::default() });
     prop_oneof![
         provider().prop_map(|spec| Spec::Provider(Box::new(spec))),
         route().prop_map(|spec| Spec::Route(Box::new(spec))),
@@ -129,6 +143,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         tenant.prop_map(Spec::Tenant),
         role.prop_map(Spec::Role),
         key.prop_map(|spec| Spec::Key(Box::new(spec))),
+        budget.prop_map(Spec::Budget),
     ]
 }
 

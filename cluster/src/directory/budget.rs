@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::available::{Available, HasLater, Later};
@@ -182,7 +183,7 @@ fn count(text: &str) -> Option<u64> {
         Some(number) => (number, 3),
         None => text.strip_suffix('M').map_or((text, 0), |number| (number, 6)),
     };
-    if !number.starts_with(|first: char| first.is_ascii_digit()) {
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return None;
     }
     crate::ledger::money::parse_decimal(number, digits).ok()
@@ -196,7 +197,34 @@ impl Display for Amount {
 
 impl<'de> Deserialize<'de> for LimitText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Self)
+        deserializer.deserialize_any(LimitVisitor)
+    }
+}
+
+/// Takes a number too, for `check` to say what it lacks.
+struct LimitVisitor;
+
+impl Visitor<'_> for LimitVisitor {
+    type Value = LimitText;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a limit such as `$50`, `100k tokens` or `5000 requests`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<LimitText, E> {
+        Ok(LimitText(text.to_owned()))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<LimitText, E> {
+        Ok(LimitText(number.to_string()))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<LimitText, E> {
+        Ok(LimitText(number.to_string()))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<LimitText, E> {
+        Ok(LimitText(number.to_string()))
     }
 }
 
@@ -298,6 +326,9 @@ pub(super) fn check_named<'a>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     #[test]
@@ -310,11 +341,96 @@ mod tests {
         assert_eq!(read("100k tokens"), Ok((Unit::Tokens, 100_000)));
         assert_eq!(read("1.5M tokens"), Ok((Unit::Tokens, 1_500_000)));
         assert_eq!(read("1 request"), Ok((Unit::Requests, 1)));
-        for wrong in ["50", "$-1", "-5 tokens", "1.5 tokens", "tokens", "1.0005k tokens", "$50 requests", "", "$"] {
+        for wrong in [
+            "50",
+            "$-1",
+            "-5 tokens",
+            "1.5 tokens",
+            "tokens",
+            "1.0005k tokens",
+            "$50 requests",
+            "5 USD tokens",
+            "5USDk tokens",
+            "1e3 tokens",
+            "1,000 requests",
+            "100kk tokens",
+            "100K tokens",
+            "18446744073709551616 tokens",
+            "18446744073710M tokens",
+            "$0.0000000001",
+            "",
+            "$",
+        ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         assert_eq!(Amount { unit: Unit::NanoUsd, amount: 2_500_000_000 }.to_string(), "$2.5");
         assert_eq!(Amount { unit: Unit::Tokens, amount: 100 }.to_string(), "100 tokens");
+    }
+
+    proptest! {
+        /// What is shown of an amount reads as that amount, to the last unit.
+        #[test]
+        fn an_amount_is_read_as_it_is_shown(amount: u64, unit in select(&[Unit::NanoUsd, Unit::Tokens, Unit::Requests][..])) {
+            let amount = Amount { unit, amount };
+            prop_assert_eq!(amount.to_string().parse(), Ok(amount));
+        }
+
+        /// `k` and `M` are thousands and millions, and nothing is rounded.
+        #[test]
+        fn thousands_and_millions_are_exact(whole in 0..1_000_000_000_u64, thousandths in 0..1_000_u64) {
+            let read = |text: String| text.parse::<Amount>().map(|read| read.amount);
+            prop_assert_eq!(read(format!("{whole}.{thousandths:03}k tokens")), Ok(whole * 1_000 + thousandths));
+            prop_assert_eq!(read(format!("{whole}.{thousandths:03}M tokens")), Ok(whole * 1_000_000 + thousandths * 1_000));
+        }
+
+        /// Any text is an amount or an error, never a panic.
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,20}( tokens| requests|k tokens|USD)?") {
+            let _ = text.parse::<Amount>();
+        }
+    }
+
+    /// A number says how much, and not of what.
+    #[test]
+    fn a_limit_without_a_unit_is_told_what_it_lacks() {
+        let read_json = |text: &str| serde_json::from_str::<BudgetSpec>(text).unwrap();
+        let read_yaml = |text: &str| serde_saphyr::from_str::<BudgetSpec>(text).unwrap();
+        for spec in [
+            read_json(r#"{"limit":50,"window":"day"}"#),
+            read_json(r#"{"limit":0.5,"window":"day"}"#),
+            read_json(r#"{"limit":-1,"window":"day"}"#),
+            read_yaml("{ limit: 50, window: day }"),
+            read_yaml("{ limit: 1e3, window: day }"),
+        ] {
+            let mut problems = Problems::new();
+            spec.check(&mut problems);
+            let told = problems.to_string();
+            let advice = told.starts_with("limit: `-1` is negative")
+                || told.contains("wanted something like `$50`, `100k tokens`");
+            assert!(told.starts_with("limit: ") && advice && spec.read("b").is_none(), "{told}");
+        }
+        assert!(
+            serde_json::from_str::<BudgetSpec>(r#"{"limit":["$50"]}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("a limit such as")
+        );
+    }
+
+    #[test]
+    fn a_zone_is_for_days_weeks_and_months() {
+        let found = |window: &str| {
+            let text = format!(r#"{{"limit":"$1","window":"{window}","timezone":"Asia/Kathmandu"}}"#);
+            let mut problems = Problems::new();
+            serde_json::from_str::<BudgetSpec>(&text).unwrap().check(&mut problems);
+            problems.to_string()
+        };
+        for window in ["day", "week", "month"] {
+            assert_eq!(found(window), "", "{window}");
+        }
+        for window in ["total", "minute", "hour"] {
+            assert_eq!(found(window), "timezone: says nothing for this `window`; leave it out", "{window}");
+        }
     }
 
     #[test]

@@ -114,8 +114,9 @@ impl Resources {
         }
         for (tenant, spec) in &self.tenants {
             for (team, TeamSpec { budgets, .. }) in spec.teams.iter().filter(|(_, team)| !team.budgets.is_empty()) {
-                let path = format!("tenants.{tenant}.teams.{team}");
-                problems.within(&path, |problems| budget::check_named(budgets, &self.budget_names(), problems));
+                let check = |problems: &mut Problems| budget::check_named(budgets, &self.budget_names(), problems);
+                let check = |problems: &mut Problems| problems.within("teams", |problems| problems.within(team, check));
+                problems.within("tenants", |problems| problems.within(tenant, check));
             }
         }
     }

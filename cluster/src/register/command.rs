@@ -107,6 +107,7 @@ impl Act {
     /// The first version of commands that has it.
     const fn version(&self) -> u16 {
         match self {
+            Self::Put { kind: Kind::Budgets, .. } | Self::Delete { kind: Kind::Budgets, .. } => WITH_BUDGETS,
             Self::Started { .. }
             | Self::Admit { .. }
             | Self::Remove { .. }

@@ -126,6 +126,35 @@ fn a_file_that_does_not_fit_changes_nothing() {
     assert_eq!((after, world.register.file().revision), (before, Some(1)));
 }
 
+/// Keys are put before the budgets they name: all of a file counts at once.
+#[test]
+fn budgets_of_a_file_come_and_go_with_who_names_them() {
+    let key = format!("hash: \"{}\"", hash("one").to_text());
+    let file = format!(
+        "tenants: {{ acme: {{ budgets: [month] }} }}\nkeys: {{ web: {{ {key}, tenant: acme, budgets: [day] }} }}\n\
+         budgets: {{ day: {{ limit: $1, window: day }}, month: {{ limit: $20, window: month }} }}"
+    );
+    let mut world = World::default();
+    assert_eq!(counts(&world.file(1, &file)), (4, 0, 0));
+    let refused = Refusal::DeclaredInFile { section: "budgets".to_owned(), name: "day".to_owned() };
+    assert_eq!(world.refusal(delete(Kind::Budgets, "day")), refused);
+    assert_eq!(world.refusal(put(Kind::Budgets, "day", r#"{"limit":"$9","window":"day"}"#)), refused);
+    assert_eq!(counts(&world.file(2, &file.replace("$20", "$30"))), (1, 0, 0));
+
+    world.put(Kind::Keys, "mine", &key_spec("mine", r#","budgets":["day"]"#));
+    let without = "tenants: { acme: {} }";
+    let in_use = Refusal::InUse { what: "budget".to_owned(), name: "day".to_owned(), by: 1 };
+    assert_eq!(world.file(3, without), Reply::Refused(in_use));
+    assert_eq!(world.register.len(Kind::Budgets), 2);
+    world.put(Kind::Keys, "mine", &key_spec("mine", ""));
+    assert_eq!(counts(&world.file(3, without)), (1, 3, 0));
+    assert_eq!(world.register.len(Kind::Budgets), 0);
+    assert_eq!(
+        difference(&world.register, &declared(&format!("{without}\nbudgets: {{ b: {{}} }}"))),
+        Some("budgets.b".to_owned())
+    );
+}
+
 #[test]
 fn keys_of_a_file_may_change_places() {
     let [a, b] = ["a", "b"].map(|text| hash(text).to_text());

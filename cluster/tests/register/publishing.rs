@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cluster::directory::UnknownBudget;
 use cluster::directory::shards::SHARDS;
 use cluster::register::{Act, Kind};
 
@@ -118,4 +119,22 @@ fn there_is_a_directory_whatever_the_register_holds() {
     assert_eq!(world.register.unreadable_keys().collect::<Vec<_>>(), ["future", "wrong"]);
     world.apply(delete(Kind::Keys, "future"));
     assert_eq!(world.register.unreadable_keys().count(), 1);
+}
+
+/// Whoever names a budget that this program cannot read is not let through as if there were none.
+#[test]
+fn a_budget_that_is_not_known_is_no_leave() {
+    let mut world = World::default();
+    world.put(Kind::Providers, "openai", r#"{"api_key":"none"}"#);
+    world.put(Kind::Budgets, "fine", r#"{"limit":"$1","window":"day"}"#);
+    world.put(Kind::Budgets, "future", r#"{"limit":"$1","window":"day","telepathy":true}"#);
+    world.put(Kind::Keys, "one", &key_spec("one", r#","budgets":["fine"]"#));
+    world.put(Kind::Keys, "two", &key_spec("two", r#","budgets":["fine","future"]"#));
+
+    let directory = world.register.directory(None);
+    let budgets = |text| directory.budgets_of(directory.key(&hash(text)).unwrap(), "openai", "gpt-4o");
+
+    assert_eq!(budgets("one").unwrap().len(), 1);
+    assert_eq!(budgets("two"), Err(UnknownBudget { name: "future".to_owned() }));
+    assert!(directory.complaints().to_string().contains("budgets.future: is not what one of the budgets looks like"));
 }

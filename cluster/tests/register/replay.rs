@@ -26,7 +26,13 @@ fn expected() -> impl Strategy<Value = Expected> {
 fn key() -> impl Strategy<Value = String> {
     let tenant = prop_oneof![Just(""), Just(r#","tenant":"a""#), Just(r#","tenant":"a","team":"x""#)];
     let roles = prop_oneof![Just(""), Just(r#","roles":["a"]"#), Just(r#","roles":["viewer","b"]"#)];
-    let rest = prop_oneof![Just(""), Just(r#","rpm":5"#), Just(r#","unheard_of":1"#)];
+    let rest = prop_oneof![
+        Just(""),
+        Just(r#","rpm":5"#),
+        Just(r#","unheard_of":1"#),
+        Just(r#","budgets":["a"]"#),
+        Just(r#","budgets":["a","b"]"#)
+    ];
     (proptest::sample::select(&TEXTS[..]), tenant, roles, rest)
         .prop_map(|(text, tenant, roles, rest)| key_spec(text, &format!("{tenant}{roles}{rest}")))
 }
@@ -48,11 +54,12 @@ fn spec_of(kind: Kind) -> BoxedStrategy<String> {
     }
 }
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "{}",
     "tenants: { a: { teams: { x: {} } } }",
     "tenants: { b: {} }\nkeys: { a: { hash: \"b3:0000000000000000000000000000000000000000000000000000000000000000\" } }",
     "providers: { openai: {} }\nroutes: { a: { targets: [openai/o3] } }\nroles: { a: {}, b: {} }",
+    "tenants: { a: { budgets: [b] } }\nbudgets: { a: { limit: $1, window: day }, b: { limit: 9 requests, window: total } }",
 ];
 
 fn act() -> impl Strategy<Value = Act> {
@@ -162,6 +169,9 @@ fn check(register: &Register) -> Result<(), TestCaseError> {
         for role in spec["roles"].as_array().into_iter().flatten() {
             let role = role.as_str().unwrap();
             prop_assert!(role == "viewer" || register.get(Kind::Roles, role).is_some());
+        }
+        for budget in spec["budgets"].as_array().into_iter().flatten() {
+            prop_assert!(register.get(Kind::Budgets, budget.as_str().unwrap()).is_some());
         }
     }
     for (_kind, stored) in register.all() {

@@ -94,6 +94,9 @@ fn what_is_no_resource_is_refused() {
         (Kind::Keys, "web", &key_spec("x", r#","roles":"admin""#)),
         (Kind::Keys, "web", &key_spec("x", r#","roles":[1]"#)),
         (Kind::Keys, "web", &key_spec("x", r#","tenant":7"#)),
+        (Kind::Keys, "web", &key_spec("x", r#","budgets":"b""#)),
+        (Kind::Keys, "web", &key_spec("x", r#","budgets":[1]"#)),
+        (Kind::Budgets, "b", "[]"),
     ] {
         assert!(matches!(world.refusal(put(kind, name, spec)), Refusal::Malformed { .. }), "{kind} {name} {spec}");
     }
@@ -124,6 +127,29 @@ fn what_keys_refer_to_must_exist_and_stays() {
     world.put(Kind::Tenants, "acme", "{}");
     assert_eq!(world.reply(delete(Kind::Roles, "helpdesk")), Reply::Deleted);
     assert_eq!(world.reply(delete(Kind::Tenants, "acme")), Reply::Deleted);
+}
+
+#[test]
+fn a_budget_that_a_key_names_must_exist_and_stays() {
+    let mut world = World::default();
+    let key = key_spec("one", r#","budgets":["day","month"]"#);
+    world.put(Kind::Budgets, "day", r#"{"limit":"$1","window":"day"}"#);
+    let missing = Refusal::NotFound { what: "budget".to_owned(), name: "month".to_owned() };
+    assert_eq!(world.refusal(put(Kind::Keys, "web", &key)), missing);
+
+    world.put(Kind::Budgets, "month", r#"{"limit":"$20","window":"month"}"#);
+    world.put(Kind::Keys, "web", &key);
+    world.put(Kind::Keys, "app", &key_spec("two", r#","budgets":["day"]"#));
+
+    let in_use = |name: &str, by| Refusal::InUse { what: "budget".to_owned(), name: name.to_owned(), by };
+    assert_eq!(world.refusal(delete(Kind::Budgets, "day")), in_use("day", 2));
+    assert_eq!(world.refusal(delete(Kind::Budgets, "month")), in_use("month", 1));
+    world.put(Kind::Budgets, "day", r#"{"limit":"$2","window":"day"}"#);
+    world.put(Kind::Keys, "web", &key_spec("one", ""));
+    assert_eq!(world.reply(delete(Kind::Budgets, "month")), Reply::Deleted);
+    assert_eq!(world.reply(delete(Kind::Keys, "app")), Reply::Deleted);
+    assert_eq!(world.reply(delete(Kind::Budgets, "day")), Reply::Deleted);
+    assert!(matches!(world.refusal(delete(Kind::Budgets, "day")), Refusal::NotFound { .. }));
 }
 
 /// The tenant `default` exists without being declared; its teams do not.

@@ -64,6 +64,55 @@ fn what_others_refer_to_is_not_deleted() {
     assert_eq!(found, ["routes.support.targets.0: there is no provider `openai`"]);
 }
 
+/// Keys say so themselves, when a budget is deleted; what else names one is looked at before.
+#[test]
+fn a_budget_that_others_name_is_not_deleted() {
+    let mut world = world();
+    world.put(Kind::Budgets, "b", r#"{"limit":"$1","window":"day"}"#);
+    world.put(Kind::Providers, "openai", r#"{"budgets":["b"]}"#);
+    world.put(Kind::Models, "openai/o3", r#"{"budgets":["b"]}"#);
+    world.put(Kind::Tenants, "acme", r#"{"budgets":["b"],"teams":{"a":{"budgets":["b"]}}}"#);
+
+    let found = problems(&world, Change::Delete { kind: Kind::Budgets, name: "b" });
+
+    assert_eq!(
+        found,
+        [
+            "providers.openai.budgets.0: there is no budget `b`",
+            "models.openai/o3.budgets.0: there is no budget `b`",
+            "tenants.acme.budgets.0: there is no budget `b`",
+            "tenants.acme.teams.a.budgets.0: there is no budget `b`",
+        ]
+    );
+}
+
+#[test]
+fn a_budget_is_checked_and_so_is_who_names_it() {
+    let mut world = world();
+    let one = |world: &World, kind, name, spec: &str| problems(world, put(kind, name, spec)).join("\n");
+    let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":50,"window":"day"}"#);
+    assert!(wrong.starts_with("budgets.b.limit: `50` does not say of what"), "{wrong}");
+    let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"fortnight"}"#);
+    assert!(wrong.starts_with("budgets.b: is not what one of the budgets looks like: "), "{wrong}");
+
+    world.put(Kind::Budgets, "day", r#"{"limit":"$1","window":"day"}"#);
+    assert_eq!(
+        one(&world, Kind::Tenants, "acme", r#"{"budgets":["dya"],"teams":{"a":{}}}"#),
+        "tenants.acme.budgets.0: there is no budget `dya`; did you mean `day`?"
+    );
+    assert_eq!(
+        one(&world, Kind::Keys, "k", &key_spec("k", r#","budgets":["day","day"]"#)),
+        "keys.k.budgets.1: `day` is listed twice"
+    );
+    assert_eq!(one(&world, Kind::Keys, "k", &key_spec("k", r#","budgets":["day"]"#)), "");
+    let checked = validate(
+        &world.register,
+        put(Kind::Budgets, "day", r#"{ "window": "day", "mode": "hard", "limit": "$2" }"#),
+        policy(),
+    );
+    assert_eq!(checked.unwrap().spec.unwrap(), r#"{"limit":"$2","window":"day"}"#);
+}
+
 /// What is wrong already is told elsewhere, and keeps nobody from changing something else.
 #[test]
 fn old_problems_are_no_obstacle() {

@@ -192,6 +192,9 @@ mod tests {
         assert_eq!(found("models/openai/gpt-4o"), Some(item(Kind::Models, "openai/gpt-4o")));
         assert_eq!(found("prices/openai/*"), Some(item(Kind::Prices, "openai/*")));
         assert_eq!(found("providers/openai/off"), Some(Endpoint::Switch { provider: "openai".to_owned(), off: true }));
+        assert_eq!(found("budgets"), Some(Endpoint::List(Kind::Budgets)));
+        assert_eq!(found("budgets/acme%2Fmonth"), Some(item(Kind::Budgets, "acme/month")));
+        assert_eq!(found("budgets/b/standing"), Some(Endpoint::Standing { budget: "b".to_owned() }));
         let team = Endpoint::Team { tenant: "acme".to_owned(), name: "support".to_owned() };
         assert_eq!(found("tenants/acme/teams/support"), Some(team));
         for nowhere in [
@@ -202,6 +205,7 @@ mod tests {
             "keys/%ff",
             "keys/%4",
             "guards",
+            "budgets/a/b",
             "members/a",
             "members//drain",
             "openapi",

@@ -343,6 +343,50 @@ keys:
         );
     }
 
+    /// A dollar sign before a digit is no variable; what is wrong has its line and column, in teams too.
+    #[test]
+    fn what_is_wrong_with_budgets_has_its_place() {
+        let text = r"auth: none
+providers: { openai: { api_key: none } }
+tenants:
+  acme:
+    budgets: [acme-moth]
+    teams:
+      a.b: { budgets: [acme-month, acme-month] }
+budgets:
+  acme-month: { limit: $50, window: month, timezone: Europe/Berlin }
+  bare: {}
+  number: { limit: 50, window: fortnight }
+  zone: { limit: 5000 requests, window: hour, timezone: UTC }
+";
+
+        let told = problems(text);
+
+        let wanted = [
+            "5:15 tenants.acme.budgets[0]: there is no budget `acme-moth`; did you mean `acme-month`?",
+            "7:36 tenants.acme.teams.\"a.b\".budgets[1]: `acme-month` is listed twice",
+            "10:3 budgets.bare.limit: is missing; write `$50`, `100k tokens` or `5000 requests`",
+            "10:3 budgets.bare.window: is missing; write `minute`, `hour`, `day`, `week`, `month` or `total`",
+            "11:13 budgets.number.limit: `50` does not say of what; wanted something like `$50`, `100k tokens` or `5000 requests`",
+            "11:24 budgets.number.window: `fortnight` is not known here",
+            "12:47 budgets.zone.timezone: says nothing for this `window`; leave it out",
+        ];
+        assert_eq!(told.len(), wanted.len(), "{told:#?}");
+        for (told, wanted) in told.iter().zip(wanted) {
+            assert!(told.starts_with(wanted), "told   {told}\nwanted {wanted}");
+        }
+    }
+
+    #[test]
+    fn budgets_are_read_as_they_are_written() {
+        let loaded = loaded(
+            "auth: none\nproviders: { openai: { api_key: none } }\nbudgets:\n  a: { limit: $0.002, window: day }\n  b: { limit: 100k tokens, window: total }\n",
+        );
+
+        let limit = |name| loaded.directory.budget(name).unwrap().limit.to_string();
+        assert_eq!((limit("a"), limit("b")), ("$0.002".to_owned(), "100000 tokens".to_owned()));
+    }
+
     static CLUSTER_SECRET: LazyLock<String> = LazyLock::new(|| ClusterSecret::new_text().unwrap());
 
     const MEMBER: &str = r#"listen: { api: 0.0.0.0:8080, peer: 0.0.0.0:7947, gossip: 0.0.0.0:7946 }

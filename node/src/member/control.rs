@@ -185,9 +185,11 @@ impl MemberControl {
             Change::Delete { .. } | Change::Revoke { .. } => true,
             Change::SwitchProvider { off, .. } => *off,
             // Whether it is there already, this node may not know yet.
-            Change::Put { kind, expected, .. } => {
-                let may_narrow = matches!(kind, Kind::Keys | Kind::Roles | Kind::Routes | Kind::Tenants);
-                may_narrow && *expected != Expected::Absent
+            Change::Put { kind, spec, expected, .. } => {
+                let may_narrow =
+                    matches!(kind, Kind::Keys | Kind::Roles | Kind::Routes | Kind::Tenants | Kind::Budgets);
+                let caps = matches!(kind, Kind::Providers | Kind::Models) && names_budgets(spec);
+                caps || (may_narrow && *expected != Expected::Absent)
             }
         }
     }
@@ -379,6 +381,11 @@ impl Handler for AskedToDrain {
     }
 }
 
+/// Whether calls must fit in more than before.
+fn names_budgets(spec: &serde_json::Value) -> bool {
+    spec.get("budgets").and_then(serde_json::Value::as_array).is_some_and(|budgets| !budgets.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,6 +423,10 @@ mod tests {
     #[test]
     fn what_may_take_something_away_is_waited_for_whatever_this_node_knows() {
         let put = |kind, expected| Change::Put { kind, name: "web".to_owned(), spec: serde_json::json!({}), expected };
+        let capped = |kind, expected| {
+            let (name, spec) = ("m".to_owned(), serde_json::json!({ "budgets": ["b"] }));
+            Change::Put { kind, name, spec, expected }
+        };
         let key = || KeyRef::Name("web".to_owned());
         let switch = |off| Change::SwitchProvider { name: "openai".to_owned(), off };
 
@@ -425,6 +436,10 @@ mod tests {
             put(Kind::Roles, Expected::Any),
             put(Kind::Routes, Expected::Any),
             put(Kind::Tenants, Expected::Any),
+            put(Kind::Budgets, Expected::Any),
+            capped(Kind::Providers, Expected::Any),
+            capped(Kind::Models, Expected::Any),
+            capped(Kind::Models, Expected::Absent),
             Change::Delete { kind: Kind::Models, name: "m".to_owned(), expected: Expected::Any },
             Change::Revoke { key: key(), cut: false },
             Change::Revoke { key: key(), cut: true },
@@ -432,7 +447,13 @@ mod tests {
         ] {
             assert!(MemberControl::takes_away(&change), "{change:?}");
         }
-        for change in [put(Kind::Keys, Expected::Absent), switch(false)] {
+        for change in [
+            put(Kind::Keys, Expected::Absent),
+            put(Kind::Budgets, Expected::Absent),
+            put(Kind::Providers, Expected::Any),
+            put(Kind::Models, Expected::Any),
+            switch(false),
+        ] {
             assert!(!MemberControl::takes_away(&change), "{change:?}");
         }
     }

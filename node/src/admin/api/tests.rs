@@ -423,3 +423,34 @@ async fn the_cluster_is_shown_as_it_is() {
     assert_eq!(node.get("viewer", "cluster").await.body["leader"], "edge-1");
     assert_eq!(names(&node.get("viewer", "members").await.body), ["edge-0", "edge-1", "edge-twelve"]);
 }
+
+/// As every resource: versions, what the file declares, what is in use, and who may.
+#[tokio::test]
+async fn a_budget_is_put_shown_and_deleted() {
+    let node = Node::new();
+    node.fake.put(Kind::Budgets, "filed", json!({ "limit": "$1", "window": "day" }), Origin::File);
+    let spec = json!({ "limit": "$50", "window": "month", "timezone": "Europe/Berlin" });
+
+    let made = node.ask("admin", "PUT", "budgets/acme%2Fmonth", spec.clone()).await;
+    assert_eq!((made.status, &made.body["name"], &made.body["spec"]), (201, &json!("acme/month"), &spec));
+    let shown = node.get("viewer", "budgets/acme%2Fmonth").await;
+    assert_eq!((shown.header("etag"), &shown.body["spec"]["limit"]), (made.header("etag"), &json!("$50")));
+    assert_eq!(names(&node.get("viewer", "budgets").await.body), ["acme/month", "filed"]);
+    let stale = request("admin", "PUT", "budgets/acme%2Fmonth").header("if-match", "\"1\"");
+    assert_eq!(node.send(stale, spec.to_string()).await.told(), (412, "precondition_failed"));
+
+    assert_eq!(node.ask("admin", "PUT", "budgets/filed", spec.clone()).await.told(), (409, "declared_in_file"));
+    assert_eq!(node.ask("operator", "PUT", "budgets/b", spec.clone()).await.told(), (403, "role_needed"));
+    for (method, path) in [("GET", "budgets"), ("GET", "budgets/filed"), ("PUT", "budgets/b")] {
+        let body = if method == "PUT" { spec.clone() } else { Json::Null };
+        assert_eq!(node.ask("acme-admin", method, path, body).await.told(), (403, "out_of_scope"), "{method} {path}");
+    }
+    assert_eq!(node.get("acme-operator", "budgets/filed/standing").await.told(), (403, "out_of_scope"));
+
+    let in_use = || ChangeError::Refused { code: "in_use", reason: "budget `acme/month` is used by 1 key".to_owned() };
+    node.fake.fail_next(in_use());
+    let refused = node.ask("admin", "DELETE", "budgets/acme%2Fmonth", Json::Null).await;
+    assert_eq!(refused.told(), (409, "in_use"));
+    assert_eq!(node.ask("admin", "DELETE", "budgets/acme%2Fmonth", Json::Null).await.status, 200);
+    assert_eq!(node.get("admin", "budgets/acme%2Fmonth").await.told(), (404, "not_found"));
+}

@@ -47,6 +47,7 @@ async fn each_command_asks_for_one_thing() {
         ("providers off openai", "POST /admin/v1/providers/openai/off ", ""),
         ("get model openai/gpt-4o", "GET /admin/v1/models/openai%2Fgpt-4o ", ""),
         ("put team acme/support {}", "PUT /admin/v1/tenants/acme/teams/support ", "{}"),
+        (r#"put budget b {"limit":"$1"}"#, "PUT /admin/v1/budgets/b ", r#"{"limit":"$1"}"#),
         ("delete routes r --if-version 7", "DELETE /admin/v1/routes/r ", ""),
         ("drain edge-1", "POST /admin/v1/members/edge-1/drain ", ""),
         ("remove edge-1", "POST /admin/v1/members/edge-1/remove ", ""),
@@ -93,6 +94,14 @@ fn a_table_has_what_one_looks_for() {
         "name  origin  version  tenant   team  roles         state\n\
          web   api     17       acme     -     -             -\n\
          root  file    3        default  -     admin,viewer  revoked"
+    );
+    let budgets = json!({ "items": [
+        { "name": "b", "origin": "api", "version": 5, "spec": { "limit": "$50", "window": "month" } },
+    ] });
+    assert_eq!(
+        print::shown(&command("list budgets"), &budgets),
+        "name  origin  version  limit  window\n\
+         b     api     5        $50    month"
     );
     let created = print::shown(&command("keys create web"), &json!({ "name": "web", "key": "lea-a-b" }));
     assert!(created.contains("\n  lea-a-b\n"), "{created}");
