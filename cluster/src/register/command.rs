@@ -107,7 +107,12 @@ impl Act {
     /// The first version of commands that has it.
     const fn version(&self) -> u16 {
         match self {
-            Self::Put { kind: Kind::Budgets, .. } | Self::Delete { kind: Kind::Budgets, .. } => WITH_BUDGETS,
+            Self::Put { kind: Kind::Budgets, .. }
+            | Self::Delete { kind: Kind::Budgets, .. }
+            | Self::Quota { .. }
+            | Self::Roll { .. }
+            | Self::Settle { .. }
+            | Self::Unspent { .. } => WITH_BUDGETS,
             Self::Started { .. }
             | Self::Admit { .. }
             | Self::Remove { .. }
@@ -117,7 +122,6 @@ impl Act {
             | Self::SwitchProvider { .. }
             | Self::ReconcilePart { .. }
             | Self::Tick { .. } => 1,
-            Self::Quota { .. } | Self::Roll { .. } | Self::Settle { .. } | Self::Unspent { .. } => WITH_BUDGETS,
         }
     }
 }
