@@ -45,7 +45,7 @@ use self::controller::Controller;
 use self::log_store::LogStore;
 use self::network::{Inbound, Network};
 use self::proposer::Proposer;
-use self::reader::Reader;
+use self::reader::{Reader, Refused};
 use self::state_machine::StateMachine;
 use self::types::{Metrics, Raft};
 use crate::clock::Clock;
@@ -143,6 +143,7 @@ struct Inner {
     shared: Arc<Shared>,
     proposer: Proposer,
     reader: Reader,
+    refused: Refused,
     controller: Controller,
     transport: Arc<dyn Transport>,
     published: watch::Receiver<u64>,
@@ -227,6 +228,7 @@ impl Consensus {
             shared,
             proposer,
             reader,
+            refused: Refused::default(),
             controller,
             transport,
             published,
@@ -458,7 +460,9 @@ impl Consensus {
                 }
                 None => Err(Unanswered::NoLeader),
             };
-            if let Ok(Err(why @ NotRead::StaleMax { .. })) = &outcome {
+            if let Ok(Err(why @ NotRead::StaleMax { .. })) = &outcome
+                && self.0.refused.with(why)
+            {
                 warn!(%why, "this node is not granted to serve");
             }
             if let Ok(Err(NotRead::NotMember)) = outcome
@@ -468,6 +472,9 @@ impl Consensus {
             }
             if let Ok(Ok(index)) = outcome {
                 self.0.stranger.store(false, Ordering::Release);
+                if self.0.refused.over() {
+                    info!("this node is granted to serve again");
+                }
                 return Ok(index.unwrap_or_default());
             }
             if Instant::now() + PAUSE >= until {
@@ -475,6 +482,11 @@ impl Consensus {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Why the leader does not grant this node to serve what it knows, while that is so.
+    pub fn not_granted(&self) -> Option<NotRead> {
+        self.0.refused.why()
     }
 
     /// Admits, demotes or removes a member. Idempotent.

@@ -65,8 +65,9 @@ pub struct Node {
 /// Why a node did not start. What had been started ends with the process.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address}; is another process using it?")]
+    #[error("cannot listen on {address} (`{setting}`); is another process using it?")]
     Listen {
+        setting: &'static str,
         address: SocketAddr,
         #[source]
         cause: io::Error,
@@ -107,8 +108,8 @@ impl Service for Node {
     async fn start(loaded: Arc<Loaded>, telemetry: Telemetry, adopt: bool) -> Result<Self, StartError> {
         let config = &loaded.config;
         let tls = config.tls.as_ref().map(Tls::load).transpose().map_err(StartError::Tls)?.map(Arc::new);
-        let api = listen(config.listen.api).await?;
-        let operators = listen(config.listen.admin).await?;
+        let api = listen("listen.api", config.listen.api).await?;
+        let operators = listen("listen.admin", config.listen.admin).await?;
         let admin = operators.local_addr().map_err(StartError::Accept)?;
         let live = Arc::new(ArcSwap::new(Arc::clone(&loaded)));
         let member = Member::open(&live, adopt).await?;
@@ -269,8 +270,8 @@ fn secrets_of(loaded: &Loaded) -> impl Fn(&SecretRef) -> Option<String> {
     |reference| loaded.secrets.get(reference).map(|secret| secret.reveal().to_owned())
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address, cause })
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|cause| StartError::Listen { setting, address, cause })
 }
 
 fn first(ingress: &Ingress) -> SocketAddr {

@@ -171,8 +171,9 @@ pub enum MemberError {
         #[source]
         cause: std::io::Error,
     },
-    #[error("cannot listen on {address} for other nodes; is another process using it?")]
+    #[error("cannot listen on {address} for other nodes ({setting}); is another process using it?")]
     Listen {
+        setting: &'static str,
         address: SocketAddr,
         #[source]
         cause: std::io::Error,
@@ -532,7 +533,7 @@ impl Member {
         let standing = Arc::clone(&self.0.standing);
         PeerServer::start(listener, trust.clone(), standing, handlers, ServerLimits::default(), &self.0.tasks)
             .map(drop)
-            .map_err(|cause| MemberError::Listen { address, cause })
+            .map_err(|cause| MemberError::Listen { setting: PEER, address, cause })
     }
 
     fn enter(&self, phase: Phase) {
@@ -570,6 +571,10 @@ impl Inner {
     }
 }
 
+/// What one changes when a port for other nodes is taken.
+const PEER: &str = "`listen.peer`";
+const GOSSIP: &str = "`listen.gossip`, UDP";
+
 /// The ports for other nodes.
 struct Sockets {
     peer: TcpListener,
@@ -579,10 +584,10 @@ struct Sockets {
 impl Sockets {
     async fn bind(loaded: &Loaded) -> Result<Self, MemberError> {
         let listen = &loaded.config.listen;
-        let failed = |address| move |cause| MemberError::Listen { address, cause };
+        let failed = |setting, address| move |cause| MemberError::Listen { setting, address, cause };
         Ok(Self {
-            peer: TcpListener::bind(listen.peer).await.map_err(failed(listen.peer))?,
-            gossip: UdpSocket::bind(listen.gossip).await.map_err(failed(listen.gossip))?,
+            peer: TcpListener::bind(listen.peer).await.map_err(failed(PEER, listen.peer))?,
+            gossip: UdpSocket::bind(listen.gossip).await.map_err(failed(GOSSIP, listen.gossip))?,
         })
     }
 }

@@ -85,7 +85,10 @@ impl View for NodeView {
                 ok: gate == gate::Standing::Open,
                 detail: match gate {
                     gate::Standing::Open => "what this node knows is current".to_owned(),
-                    gate::Standing::Closed { why } => format!("this node {}", why.words()),
+                    gate::Standing::Closed { why } => self.member.consensus().not_granted().map_or_else(
+                        || format!("this node {}", why.words()),
+                        |why| format!("this node is not granted to serve: {why}"),
+                    ),
                 },
             },
             Check {

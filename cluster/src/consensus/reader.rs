@@ -3,6 +3,7 @@
 //! Questions that arrive while a round runs wait for the next one: their index must be taken after they were asked.
 
 use openraft::error::{CheckIsLeaderError, RaftError};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,6 +37,26 @@ pub enum NotRead {
     /// It was removed, or never admitted.
     #[error("the asker is no member")]
     NotMember,
+}
+
+/// Why this node is not granted to serve, as long as that is so. It asks many times a second, and says it once.
+#[derive(Debug, Default)]
+pub(super) struct Refused(Mutex<Option<NotRead>>);
+
+impl Refused {
+    /// Notes why; true when that is news.
+    pub(super) fn with(&self, why: &NotRead) -> bool {
+        self.0.lock().replace(why.clone()).as_ref() != Some(why)
+    }
+
+    /// Notes that it is over; true when that is news.
+    pub(super) fn over(&self) -> bool {
+        self.0.lock().take().is_some()
+    }
+
+    pub(super) fn why(&self) -> Option<NotRead> {
+        self.0.lock().clone()
+    }
 }
 
 type Answer = oneshot::Sender<Result<Option<u64>, NotRead>>;
@@ -79,5 +100,25 @@ async fn run(raft: Raft, mut queue: mpsc::Receiver<Answer>) {
             // Who asked may have given up.
             let _gone = answer.send(found.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// It filled the log, nineteen lines a second.
+    #[test]
+    fn why_a_node_is_not_granted_to_serve_is_news_once() {
+        let refused = Refused::default();
+        let why = |leader| NotRead::StaleMax { asker: Duration::from_secs(30), leader: Duration::from_secs(leader) };
+
+        assert_eq!([60, 60, 90, 90, 60].map(|leader| refused.with(&why(leader))), [true, false, true, false, true]);
+        assert_eq!(refused.why(), Some(why(60)));
+
+        assert_eq!([refused.over(), refused.over()], [true, false]);
+        assert_eq!(refused.why(), None);
+        assert!(refused.with(&why(60)), "it begins again");
     }
 }

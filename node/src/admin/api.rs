@@ -39,7 +39,11 @@ impl Api {
         let endpoint = Endpoint::parse(request.uri().path());
         let template = endpoint.as_ref().map_or("/admin/v1", Endpoint::template);
         let answered = match endpoint {
-            Some(endpoint) => self.reply(endpoint, request, request_id.clone()).await,
+            Some(endpoint) => {
+                let about = endpoint.clone();
+                let answered = self.reply(endpoint, request, request_id.clone()).await;
+                answered.map_err(|error| error.about(|| about.subject()))
+            }
             None => Err(ApiError::NoPath),
         };
         let mut response = match answered {

@@ -47,6 +47,21 @@ pub enum Endpoint {
     OpenApi,
 }
 
+/// One resource, in words.
+pub fn item(kind: Kind, name: &str) -> String {
+    let one = match kind {
+        Kind::Providers => "provider",
+        Kind::Models => "model",
+        Kind::Prices => "price",
+        Kind::Routes => "route",
+        Kind::Tenants => "tenant",
+        Kind::Roles => "role",
+        Kind::Keys => "key",
+        Kind::Budgets => "budget",
+    };
+    format!("{one} `{name}`")
+}
+
 impl Endpoint {
     /// None when there is nothing at this path.
     pub fn parse(path: &str) -> Option<Self> {
@@ -100,6 +115,20 @@ impl Endpoint {
 
     pub fn allows(&self, method: &Method) -> bool {
         self.allowed().split(", ").any(|allowed| allowed == method.as_str())
+    }
+
+    /// What it is about, in words.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Item { kind, name } => item(*kind, name),
+            Self::Team { tenant, name } => format!("team `{name}` of tenant `{tenant}`"),
+            Self::Teams { tenant } => item(Kind::Tenants, tenant),
+            Self::Revoke { key } => item(Kind::Keys, key),
+            Self::Switch { provider, .. } => item(Kind::Providers, provider),
+            Self::Drain { node } | Self::Remove { node } => format!("node `{node}`"),
+            Self::Standing { budget } => item(Kind::Budgets, budget),
+            Self::List(_) | Self::Members | Self::Audit | Self::Cluster | Self::OpenApi => "such thing".to_owned(),
+        }
     }
 
     /// With the names left out: few enough for a label.

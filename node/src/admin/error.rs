@@ -34,6 +34,12 @@ pub enum ApiError {
     Broken,
     #[error("there is no such thing")]
     NotFound,
+    #[error("there is no {0}")]
+    NoSuch(String),
+    #[error("{what} is there already, at version {current}")]
+    Taken { what: String, current: u64 },
+    #[error("this is the key that you call with; another admin key must do it: no one could call afterwards")]
+    OwnKey,
     /// What the caller's `if-match` or `if-none-match` asked for is not so.
     #[error("it is not in the state that the request expects{}", now(*.current))]
     Precondition { current: Option<u64> },
@@ -52,9 +58,23 @@ impl ApiError {
         Self::Wrong(vec![Wrong { path: path.to_owned(), message: message.into() }])
     }
 
+    /// The same with the name of what it is about.
+    #[must_use]
+    pub fn about(self, what: impl FnOnce() -> String) -> Self {
+        if matches!(self, Self::NotFound | Self::Change(ChangeError::NotFound)) {
+            return Self::NoSuch(what());
+        }
+        if let Self::Change(ChangeError::Exists { current }) = self {
+            return Self::Taken { what: what(), current };
+        }
+        self
+    }
+
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NoPath | Self::NotFound | Self::Change(ChangeError::NotFound) => StatusCode::NOT_FOUND,
+            Self::NoPath | Self::NotFound | Self::NoSuch(_) | Self::Change(ChangeError::NotFound) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::Auth(AuthError::Unknown) => StatusCode::UNAUTHORIZED,
             Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) => StatusCode::FORBIDDEN,
@@ -62,7 +82,9 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
-            Self::Change(
+            Self::Taken { .. }
+            | Self::OwnKey
+            | Self::Change(
                 ChangeError::Exists { .. }
                 | ChangeError::Changed { .. }
                 | ChangeError::DeclaredInFile { .. }
@@ -92,9 +114,10 @@ impl ApiError {
             Self::TooLarge { .. } => "too_large",
             Self::Slow(_) => "timeout",
             Self::Broken => "broken_body",
-            Self::NotFound | Self::Change(ChangeError::NotFound) => "not_found",
+            Self::NotFound | Self::NoSuch(_) | Self::Change(ChangeError::NotFound) => "not_found",
+            Self::OwnKey => "own_key",
             Self::Precondition { .. } => "precondition_failed",
-            Self::Change(ChangeError::Exists { .. }) => "exists",
+            Self::Taken { .. } | Self::Change(ChangeError::Exists { .. }) => "exists",
             Self::Change(ChangeError::Changed { .. }) => "changed",
             Self::Change(ChangeError::DeclaredInFile { .. }) => "declared_in_file",
             Self::Change(ChangeError::Refused { code, .. }) => code,
@@ -114,8 +137,8 @@ impl ApiError {
         if let Self::Precondition { current } | Self::Change(ChangeError::Changed { current }) = self {
             return *current;
         }
-        if let Self::Change(ChangeError::Exists { current: version } | ChangeError::NotEverywhere { version, .. }) =
-            self
+        if let Self::Taken { current: version, .. }
+        | Self::Change(ChangeError::Exists { current: version } | ChangeError::NotEverywhere { version, .. }) = self
         {
             return Some(*version);
         }

@@ -2,7 +2,7 @@
 
 use super::access::{Scope, has_roles};
 use super::control::{Change, Control, Expected, KeyRef, Stored};
-use super::endpoint::{PREFIX, encode};
+use super::endpoint::{PREFIX, encode, item};
 use super::error::ApiError;
 use super::http::{Answer, Call};
 use super::key_text::new_key;
@@ -33,7 +33,8 @@ pub async fn create(control: &dyn Control, call: &Call) -> Result<Answer, ApiErr
     spec.insert("hash".to_owned(), KeyHash::of(&text).to_text().into());
     let spec = Json::Object(spec);
     let change = Change::Put { kind: Kind::Keys, name: name.clone(), spec: spec.clone(), expected: Expected::Absent };
-    let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
+    let changed = control.change(change, call.context()).await;
+    let changed = changed.map_err(|error| failed(call, error).about(|| item(Kind::Keys, &name)))?;
     let location = format!("{PREFIX}keys/{}", encode(&name));
     let stored = Stored { name, spec, version: changed.version, origin: Origin::Api, revoked: false, off: false };
     let mut body = shown(Kind::Keys, &stored);
@@ -66,9 +67,23 @@ pub async fn revoke(control: &dyn Control, call: &Call, key: String) -> Result<A
         return Err(ApiError::wrong(unknown, "is not known; known is `cut`"));
     }
     let reference = reference(control, call, &key)?;
+    if is_own(control, call, &reference) {
+        return Err(ApiError::OwnKey);
+    }
     let change = Change::Revoke { key: reference, cut };
     let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
     Ok(done(json!({ "name": key, "revoked": true, "cut": cut, "version": changed.version }), changed, false))
+}
+
+/// Whether it is the key that the caller calls with. Without it he could not undo what he did.
+fn is_own(control: &dyn Control, call: &Call, key: &KeyRef) -> bool {
+    let own = &call.operator.name;
+    match key {
+        KeyRef::Name(name) => name == own,
+        KeyRef::Hash(hash) => control.get(Kind::Keys, own).is_some_and(|stored| {
+            stored.spec.get("hash").and_then(Json::as_str).and_then(KeyHash::parse).as_ref() == Some(hash)
+        }),
+    }
 }
 
 /// Whoever may revoke everything names the key, and the cluster finds it. Anyone else's right is judged by what the key

@@ -86,6 +86,20 @@ pub fn invalid(kind: Kind, name: &str, problems: Problems) -> ChangeError {
     ChangeError::Invalid(wrong.collect())
 }
 
+/// Places that are named where something is in use; of the rest, how many there are.
+const USES_MAX: usize = 5;
+
+/// What would be wrong without it is what uses it.
+pub fn in_use(name: &str, problems: Problems) -> ChangeError {
+    let uses: Vec<String> = problems.into_vec().into_iter().map(|problem| problem.path.join(".")).collect();
+    let more = match uses.len().saturating_sub(USES_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let named = uses.get(..USES_MAX).unwrap_or(&uses).join(", ");
+    ChangeError::Refused { code: "in_use", reason: format!("`{name}` is used by {named}{more}") }
+}
+
 impl From<Refusal> for ChangeError {
     fn from(refusal: Refusal) -> Self {
         let reason = refusal.to_string();
@@ -240,5 +254,27 @@ mod tests {
         let ChangeError::Invalid(wrong) = invalid(Kind::Prices, "openai/gpt-4.1", problems) else { panic!() };
 
         assert_eq!(wrong.iter().map(|wrong| wrong.path.as_str()).collect::<Vec<_>>(), ["input", "prices.other.input"]);
+    }
+    /// Deleting what a route names read as if what was sent had a typo in it.
+    #[test]
+    fn what_is_in_use_is_said_to_be() {
+        let told = |targets: usize| {
+            let mut problems = Problems::new();
+            problems.within("routes", |problems| {
+                problems.within("r1", |problems| {
+                    problems.within("targets", |problems| {
+                        for target in 0..targets {
+                            problems.add(&target.to_string(), "there is no provider `vend`");
+                        }
+                    });
+                });
+            });
+            in_use("vend", problems)
+        };
+        let refused = |reason: &str| ChangeError::Refused { code: "in_use", reason: reason.to_owned() };
+
+        assert_eq!(told(1), refused("`vend` is used by routes.r1.targets.0"));
+        let ChangeError::Refused { reason, .. } = told(8) else { panic!("{:?}", told(8)) };
+        assert!(reason.ends_with("routes.r1.targets.4 and 3 more"), "{reason}");
     }
 }

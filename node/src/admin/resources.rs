@@ -2,6 +2,7 @@
 
 use super::access::{Scope, has_roles, needed_for};
 use super::control::{Change, ChangeError, Changed, Control, Expected, Stored};
+use super::endpoint::item;
 use super::error::ApiError;
 use super::http::{Answer, Call, Precondition};
 use cluster::directory::kind::{Kind, Origin};
@@ -106,6 +107,9 @@ pub async fn delete(control: &dyn Control, call: &Call, kind: Kind, name: String
     let pinned = judge(call, kind, &name, before.as_ref(), None)?;
     if pinned && before.is_none() {
         return Err(ApiError::NotFound);
+    }
+    if kind == Kind::Keys && name == call.operator.name {
+        return Err(ApiError::OwnKey);
     }
     let expected = match (call.precondition, before) {
         (Precondition::Absent, _) => return Err(ApiError::wrong("if-none-match", "makes no sense here")),
@@ -247,7 +251,8 @@ fn tenant_for(control: &dyn Control, scope: &Scope, tenant: &str) -> Result<Stor
         off: false,
     };
     let stored = control.get(Kind::Tenants, tenant).or_else(|| (tenant == DEFAULT_TENANT).then(implicit));
-    stored.filter(|stored| scope.covers_stored(Kind::Tenants, stored)).ok_or(ApiError::NotFound)
+    let stored = stored.filter(|stored| scope.covers_stored(Kind::Tenants, stored));
+    stored.ok_or_else(|| ApiError::NoSuch(item(Kind::Tenants, tenant)))
 }
 
 fn teams_of(tenant: &Json) -> Option<&Map<String, Json>> {

@@ -115,7 +115,9 @@ impl Status {
 
     fn config_line(&self) -> String {
         let revision = self.config.revision.map(|revision| format!(", revision {revision}")).unwrap_or_default();
-        format!("{}{revision}, {} routes, {} keys", self.config.hash, self.config.routes, self.config.keys)
+        let count = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+        let (routes, keys) = (count(self.config.routes, "route"), count(self.config.keys, "key"));
+        format!("{}{revision}, {routes}, {keys}", self.config.hash)
     }
 
     fn cache_line(&self) -> String {
@@ -178,7 +180,7 @@ node        edge-0 in a, up 1h 2m 5s, draining
 version     0.1.0
 api         127.0.0.1:8080
 admin       127.0.0.1:8081
-config      0123456789ab, revision 7, 2 routes, 1 keys
+config      0123456789ab, revision 7, 2 routes, 1 key
 in flight   1 request
 cache       12 answers, 1.5 MiB of 256.0 MiB
 providers   openai         closed  (openai)

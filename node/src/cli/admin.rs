@@ -266,6 +266,8 @@ pub enum AdminError {
     NoKey,
     #[error("the key {0}")]
     Key(String),
+    #[error("the key {0}; the first key lies in the data directory of the node that founded the cluster")]
+    FirstKey(String),
     #[error(transparent)]
     Config(LoadError),
     #[error("`{}` names no `node.data_dir`, and the key is in it; give `--key-file` or set `{KEY_VARIABLE}`", path.display())]
@@ -344,12 +346,14 @@ fn key(args: &ReachArgs, config: Option<&Config>, lookup: environment::Lookup<'_
     if lookup(KEY_VARIABLE).is_some_and(|key| !key.is_empty()) {
         return found(&SecretRef::text(format!("${{{KEY_VARIABLE}}}")), lookup);
     }
+    let first_key =
+        |folder: &Path| resolved(&SecretRef::file(folder.join(KEY_FILE)), lookup).map_err(AdminError::FirstKey);
     if let Some(folder) = &args.data_dir {
-        return from_file(&folder.join(KEY_FILE));
+        return first_key(folder);
     }
     match (config, &args.config) {
         (Some(Config { node, .. }), Some(path)) => match &node.data_dir {
-            Some(folder) => from_file(&folder.join(KEY_FILE)),
+            Some(folder) => first_key(folder),
             None => Err(AdminError::NoDataDir { path: path.clone() }),
         },
         (None, _) | (_, None) => Err(AdminError::NoKey),
@@ -357,8 +361,12 @@ fn key(args: &ReachArgs, config: Option<&Config>, lookup: environment::Lookup<'_
 }
 
 fn found(reference: &SecretRef, lookup: environment::Lookup<'_>) -> Result<Secret, AdminError> {
+    resolved(reference, lookup).map_err(AdminError::Key)
+}
+
+fn resolved(reference: &SecretRef, lookup: environment::Lookup<'_>) -> Result<Secret, String> {
     let told = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    resolve(reference, lookup).map_err(|errors| AdminError::Key(told(errors)))
+    resolve(reference, lookup).map_err(told)
 }
 
 async fn carry_out(client: &Client, command: &AdminCommand) -> Result<Json, AdminError> {

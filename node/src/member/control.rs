@@ -170,7 +170,7 @@ impl MemberControl {
                 let delete = register::Change::Delete { kind: *kind, name };
                 let checked = consensus
                     .read(|register| validate(register, delete, policy))
-                    .map_err(|problems| words::invalid(*kind, name, problems))?;
+                    .map_err(|problems| words::in_use(name, problems))?;
                 let expected = expected_as(*expected);
                 Ok(Act::Delete { kind: *kind, name: name.clone(), expected, shape: Some(checked.shape) })
             }

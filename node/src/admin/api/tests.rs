@@ -454,3 +454,43 @@ async fn a_budget_is_put_shown_and_deleted() {
     assert_eq!(node.ask("admin", "DELETE", "budgets/acme%2Fmonth", Json::Null).await.status, 200);
     assert_eq!(node.get("admin", "budgets/acme%2Fmonth").await.told(), (404, "not_found"));
 }
+
+/// Who took himself out was out, and nobody else was in.
+#[tokio::test]
+async fn nobody_takes_away_the_key_he_calls_with() {
+    let node = Node::new();
+    node.fake.put(Kind::Keys, "admin", json!({ "roles": ["admin"], "hash": hash("admin") }), Origin::Api);
+    let revoke = |key: &str| format!("keys/{}/revoke", key.replace(':', "%3A"));
+
+    assert_eq!(node.ask("admin", "DELETE", "keys/admin", Json::Null).await.told(), (409, "own_key"));
+    assert_eq!(node.ask("admin", "POST", &revoke("admin"), Json::Null).await.told(), (409, "own_key"));
+    assert_eq!(node.ask("admin", "POST", &revoke(&hash("admin")), Json::Null).await.told(), (409, "own_key"));
+    assert_eq!(node.ask("viewer", "POST", &revoke("viewer"), Json::Null).await.told(), (403, "role_needed"));
+    assert_eq!(node.fake.revoked(), []);
+
+    assert_eq!(node.ask("admin", "DELETE", "keys/root", Json::Null).await.status, 200, "another key");
+    assert_eq!(node.ask("admin", "DELETE", "routes/admin", Json::Null).await.told(), (404, "not_found"), "no key");
+}
+
+#[tokio::test]
+async fn what_is_missing_or_there_already_is_named() {
+    let node = Node::new();
+    let message = |asked: &Asked| asked.body["error"]["message"].as_str().unwrap_or_default().to_owned();
+
+    for (method, path, what) in [
+        ("GET", "keys/nosuch", "key `nosuch`"),
+        ("DELETE", "models/openai/nosuch", "model `openai/nosuch`"),
+        ("POST", "keys/nosuch/revoke", "key `nosuch`"),
+        ("POST", "providers/nosuch/off", "provider `nosuch`"),
+        ("GET", "tenants/nosuch/teams/t", "tenant `nosuch`"),
+        ("DELETE", "tenants/acme/teams/nosuch", "team `nosuch` of tenant `acme`"),
+        ("GET", "budgets/nosuch/standing", "budget `nosuch`"),
+    ] {
+        let refused = node.ask("admin", method, path, Json::Null).await;
+        assert_eq!((refused.told(), message(&refused)), ((404, "not_found"), format!("there is no {what}")), "{path}");
+    }
+    let taken = node.ask("admin", "POST", "keys", json!({ "name": "web" })).await;
+    let version = &taken.body["error"]["current_version"];
+    assert_eq!(taken.told(), (409, "exists"));
+    assert_eq!(message(&taken), format!("key `web` is there already, at version {version}"));
+}

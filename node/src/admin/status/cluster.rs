@@ -25,6 +25,9 @@ pub struct ClusterStatus {
     /// Milliseconds since it was last certain that nothing newer is in force. Beyond `cluster.stale_max` this node
     /// answers 503. None: not yet.
     pub fresh_millis: Option<u64>,
+    /// Why the leader does not grant this node to serve what it knows, while that is so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub not_granted: Option<String>,
     /// `resources_revision` of the file that is in force in the cluster.
     pub resources_revision: Option<u64>,
     /// What the node waits for, while it is not ready.
@@ -56,6 +59,9 @@ pub struct MemberStatus {
     pub alive: bool,
     /// Whether its word counts in elections and decisions.
     pub voter: bool,
+    /// Whether it decides, as far as is known here. Two nodes may have one name; this is of one of them.
+    #[serde(default)]
+    pub leader: bool,
     /// The last change in force there, as far as is known here.
     pub applied: Option<u64>,
     /// How many changes it is behind, as far as is known here.
@@ -101,6 +107,30 @@ impl MemberState {
     }
 }
 
+impl MemberStatus {
+    /// What stands above the rows.
+    pub const HEADING: [&str; 8] = ["name", "state", "vote", "lag", "zone", "version", "peer", "node"];
+
+    /// For a person.
+    pub fn row(&self) -> Vec<String> {
+        let vote = match (self.leader, self.voter) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "learner",
+        };
+        vec![
+            self.name.clone(),
+            if self.alive { self.state.name() } else { "dead" }.to_owned(),
+            vote.to_owned(),
+            self.lag.map_or_else(|| "?".to_owned(), |lag| lag.to_string()),
+            self.zone.clone().unwrap_or_else(|| "-".to_owned()),
+            self.version.clone(),
+            self.peer.clone(),
+            self.node.clone(),
+        ]
+    }
+}
+
 impl ClusterStatus {
     /// What works worse than it could, one thing a line.
     pub fn degraded(&self) -> Vec<String> {
@@ -138,8 +168,11 @@ impl ClusterStatus {
             None => ", not certain yet".to_owned(),
         };
         line.push_str(&fresh);
+        // Writing to a String cannot fail.
+        if let Some(why) = &self.not_granted {
+            let _infallible = write!(line, " ({why})");
+        }
         if let Some(revision) = self.resources_revision {
-            // Writing to a String cannot fail.
             let _infallible = write!(line, ", resources revision {revision}");
         }
         line
@@ -147,29 +180,8 @@ impl ClusterStatus {
 
     /// A heading, and a row a member.
     pub fn member_rows(&self) -> Vec<Vec<String>> {
-        let heading = ["name", "state", "vote", "lag", "zone", "version", "peer", "node"];
-        let mut rows = vec![heading.map(ToOwned::to_owned).to_vec()];
-        rows.extend(self.members.iter().map(|member| {
-            let leads = self.leader.as_ref() == Some(&member.name);
-            let vote = if leads {
-                "leader"
-            } else if member.voter {
-                "voter"
-            } else {
-                "learner"
-            };
-            vec![
-                member.name.clone(),
-                if member.alive { member.state.name().to_owned() } else { "dead".to_owned() },
-                vote.to_owned(),
-                member.lag.map_or_else(|| "?".to_owned(), |lag| lag.to_string()),
-                member.zone.clone().unwrap_or_else(|| "-".to_owned()),
-                member.version.clone(),
-                member.peer.clone(),
-                member.node.clone(),
-            ]
-        }));
-        rows
+        let heading = MemberStatus::HEADING.map(ToOwned::to_owned).to_vec();
+        std::iter::once(heading).chain(self.members.iter().map(MemberStatus::row)).collect()
     }
 }
 
@@ -196,6 +208,7 @@ pub mod tests {
             state: MemberState::Ready,
             alive: true,
             voter,
+            leader: name == "edge-1",
             applied: Some(41),
             lag: Some(1),
             zone: Some("a".to_owned()),
@@ -212,6 +225,7 @@ pub mod tests {
             last_log: 42,
             applied: 42,
             fresh_millis: Some(1_250),
+            not_granted: None,
             resources_revision: Some(7),
             waits_for: None,
             members: vec![member("edge-0", true), member("edge-1", true), member("edge-twelve", false)],
@@ -240,6 +254,17 @@ pub mod tests {
         assert_eq!(status.degraded(), ["node edge-twelve is not heard of"]);
     }
 
+    /// A node that lost its disk came back as a new one of the same name: both were marked.
+    #[test]
+    fn of_two_nodes_of_one_name_one_leads() {
+        let mut status = cluster();
+        status.members[0].name = "edge-1".to_owned();
+
+        let votes: Vec<_> = status.member_rows().into_iter().map(|row| row[2].clone()).collect();
+
+        assert_eq!(votes, ["vote", "voter", "leader", "learner"]);
+    }
+
     #[test]
     fn a_node_without_a_cluster_says_what_it_waits_for() {
         let status = ClusterStatus {
@@ -257,6 +282,8 @@ pub mod tests {
 
         assert!(rows[0].1.starts_with("none yet, waiting (leader none"), "{rows:?}");
         assert_eq!(rows[1].1, "42 written, 42 in force, not certain yet");
+        let status = ClusterStatus { not_granted: Some("another `stale_max`".to_owned()), ..status };
+        assert_eq!(status.rows()[1].1, "42 written, 42 in force, not certain yet (another `stale_max`)");
         assert_eq!(rows[2], ("waits for", "a promise of edge-2".to_owned()));
         assert_eq!(status.degraded(), ["the cluster has no leader"]);
     }

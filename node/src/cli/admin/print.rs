@@ -104,19 +104,7 @@ fn roles(spec: &Json) -> String {
 
 fn members(answer: &Json) -> String {
     let rows = items(answer).iter().filter_map(|item| serde_json::from_value::<MemberStatus>(item.clone()).ok());
-    let rows = rows.map(|member| {
-        vec![
-            member.name,
-            if member.alive { member.state.name() } else { "dead" }.to_owned(),
-            if member.voter { "voter" } else { "learner" }.to_owned(),
-            member.lag.map_or_else(|| "?".to_owned(), |lag| lag.to_string()),
-            member.zone.unwrap_or_else(|| "-".to_owned()),
-            member.version,
-            member.peer,
-            member.node,
-        ]
-    });
-    lines(&["name", "state", "vote", "lag", "zone", "version", "peer", "node"], rows, answer)
+    lines(&MemberStatus::HEADING, rows.map(|member| member.row()), answer)
 }
 
 fn audit(answer: &Json) -> String {

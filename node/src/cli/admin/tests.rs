@@ -109,7 +109,7 @@ fn a_table_has_what_one_looks_for() {
     assert_eq!(told("every_node"), "key web is revoked, on every node");
     assert_eq!(told("skipped"), "key web is revoked; some nodes may not know yet");
     let members = json!({ "items": crate::admin::status::cluster::tests::cluster().members });
-    assert!(print::shown(&command("members"), &members).contains("\nedge-1       ready  voter"), "{members}");
+    assert!(print::shown(&command("members"), &members).contains("\nedge-1       ready  leader"), "{members}");
 }
 
 #[test]
@@ -140,7 +140,10 @@ fn the_key_is_found_where_it_is_said_to_be() {
     assert_eq!(url, "http://edge-1:8081/");
     assert!(matches!(found("", &nothing), Err(AdminError::NoKey)));
     assert!(matches!(found(&format!("-c {homeless}"), &nothing), Err(AdminError::NoDataDir { .. })));
-    assert!(matches!(found("--data-dir /nowhere", &nothing), Err(AdminError::Key(_))));
+    assert!(matches!(found("--key-file /nowhere", &nothing), Err(AdminError::Key(_))));
+    let absent = found("--data-dir /nowhere", &nothing).unwrap_err();
+    assert!(matches!(absent, AdminError::FirstKey(_)), "{absent}");
+    assert!(absent.to_string().ends_with("in the data directory of the node that founded the cluster"), "{absent}");
 }
 
 #[test]
