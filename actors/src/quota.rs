@@ -132,10 +132,9 @@ async fn rights(
         };
         amounts.push(amount);
     }
-    let names: Vec<&str> = budgets.iter().map(|budget| &*budget.name).collect();
     let units = budgets.iter().map(|budget| budget.limit.unit).collect();
     loop {
-        let places = escrow.places(&names, until).await.map_err(|error| unreserved(&error, &[], budgets))?;
+        let places = escrow.places(budgets, until).await.map_err(|error| unreserved(&error, &[], budgets))?;
         let demands: Arc<[Demand]> =
             places.iter().zip(&amounts).map(|(place, amount)| Demand { place: *place, amount: *amount }).collect();
         match escrow.reserve(demands, until).await {

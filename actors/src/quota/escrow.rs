@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cluster::directory::budget::{Budget, Unit};
 use cluster::ledger::accounts::{Place, Told};
 use cluster::ledger::book::Statement;
 use futures_util::future::BoxFuture;
@@ -57,8 +58,9 @@ pub enum NotReserved {
 #[derive(Clone)]
 pub struct Escrow(Arc<Inner>);
 
-/// The windows in which budgets are spent now, by the budgets' names.
-pub type Places = Arc<HashMap<Arc<str>, Place>>;
+/// The windows in which budgets are spent now, by the budgets' names, and in what each is counted: a name may have come to
+/// mean another budget since a request read what it must fit in.
+pub type Places = Arc<HashMap<Arc<str>, (Place, Unit)>>;
 
 struct Inner {
     held: Mutex<Held>,
@@ -96,10 +98,15 @@ impl Escrow {
         self.0.places.send_replace(places);
     }
 
-    /// Where these budgets are spent now. Waits where one has just been made.
-    pub async fn places(&self, names: &[&str], until: Instant) -> Result<Vec<Place>, NotReserved> {
-        let find =
-            |places: &Places| names.iter().map(|name| places.get(*name).copied()).collect::<Option<Vec<Place>>>();
+    /// Where these budgets are spent now. Waits where one has just been made, and is counted in what it was.
+    pub async fn places(&self, budgets: &[Arc<Budget>], until: Instant) -> Result<Vec<Place>, NotReserved> {
+        let find = |places: &Places| {
+            let place = |budget: &Arc<Budget>| {
+                let (place, unit) = places.get(&budget.name)?;
+                (*unit == budget.limit.unit).then_some(*place)
+            };
+            budgets.iter().map(place).collect::<Option<Vec<Place>>>()
+        };
         if let Some(found) = find(&self.0.places.borrow()) {
             return Ok(found);
         }
@@ -108,7 +115,7 @@ impl Escrow {
 
     /// Returns when this window is not where anything is spent now.
     pub async fn next_after(&self, place: Place, until: Instant) -> Result<(), NotReserved> {
-        self.wait_for(until, |places| places.values().all(|at| *at != place).then_some(())).await
+        self.wait_for(until, |places| places.values().all(|(at, _unit)| *at != place).then_some(())).await
     }
 
     async fn wait_for<T>(&self, until: Instant, find: impl Fn(&Places) -> Option<T>) -> Result<T, NotReserved> {
@@ -189,8 +196,7 @@ impl Escrow {
             // Whether asked to or not: reports are due, too.
             let _asked = tokio::time::timeout(every, self.0.say.notified()).await.is_ok();
             let said_at = now();
-            let mut said = self.0.held.lock().statements(said_at);
-            said.truncate(STATEMENTS_MAX);
+            let said = self.0.held.lock().statements(said_at, STATEMENTS_MAX);
             if said.is_empty() {
                 continue;
             }
@@ -207,6 +213,7 @@ impl Escrow {
                 }
                 Err(why) => {
                     warn!(why, "the ledger did not answer");
+                    self.0.held.lock().unanswered(&places);
                     tokio::time::sleep(EVERY).await;
                 }
             }
@@ -277,6 +284,7 @@ impl Drop for Hold {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+    use cluster::directory::budget::Period;
     use cluster::id::{Incarnation, NodeId};
     use cluster::ledger::accounts::{Accounts, Declared, Roll};
     use futures_util::FutureExt;
@@ -468,6 +476,59 @@ mod tests {
         let passed = ends.iter().filter(|end| end.is_ok()).count();
         assert_eq!(passed, 100, "{:?}", ends.iter().filter(|end| end.is_err()).take(3).collect::<Vec<_>>());
         assert!(ends.iter().all(|end| matches!(end, Ok(()) | Err(NotReserved::Refused(Refused::Exceeded { .. })))));
+    }
+
+    /// What nobody answered may not have been heard: it is said again, though nothing has been used since.
+    #[tokio::test(start_paused = true)]
+    async fn a_report_that_nobody_answered_is_made_again() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, answers) = books.node(0);
+        escrow.reserve(demand(places[0], 100), soon()).await.unwrap().settle(&[100]);
+        let hold = escrow.reserve(demand(places[0], 50), soon()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(books.used(places[0]), 100);
+
+        answers.store(false, Ordering::Relaxed);
+        hold.settle(&[50]);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        answers.store(true, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+
+        assert_eq!(books.used(places[0]), 150);
+    }
+
+    /// Who has left is not waited for: others need not give back what they hold for him.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_called_back_for_who_has_left() {
+        let (books, places) = Books::new(&[1_000]);
+        let (one, _) = books.node(0);
+        let (other, _) = books.node(1);
+        let recalled = || matches!(books.0.lock().told(places[0], LIFE), Told::Standing(standing) if standing.recall);
+        let _hold = one.reserve(demand(places[0], 900), soon()).await.unwrap();
+
+        let waits = other.reserve(demand(places[0], 500), soon());
+        assert!(tokio::time::timeout(Duration::from_secs(1), waits).await.is_err());
+        assert!(recalled(), "he waited");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+
+        assert!(!recalled());
+    }
+
+    /// A request that began before a budget was made anew in another unit must not be counted in the wrong one.
+    #[tokio::test(start_paused = true)]
+    async fn a_budget_counted_in_something_else_is_another_one() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, _) = books.node(0);
+        let budget = |limit: &str| {
+            let (name, limit) = ("b".into(), limit.parse().unwrap());
+            [Arc::new(Budget { name, limit, period: Period::Total, timezone: None })]
+        };
+        escrow.publish(Arc::new(HashMap::from([("b".into(), (places[0], Unit::Tokens))])));
+
+        assert_eq!(escrow.places(&budget("9 tokens"), soon()).await, Ok(vec![places[0]]));
+        let old = escrow.places(&budget("$9"), soon()).await;
+
+        assert!(matches!(old, Err(NotReserved::Unanswered { .. })), "{old:?}");
     }
 
     #[tokio::test(start_paused = true)]

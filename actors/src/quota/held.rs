@@ -19,6 +19,10 @@ pub const WAITING_MAX: usize = 4_096;
 /// What is fetched ahead lasts so long at the present rate: longer than a leader that is lost takes to be replaced.
 const HORIZON: Duration = Duration::from_secs(5);
 
+/// A step of the mark is this part of what is fetched ahead: what a process that is killed burns is a step at most, and
+/// each costs a write to the disk.
+const MARKS_AHEAD: u64 = 4;
+
 /// Rights nobody used so long are given back.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
@@ -64,7 +68,8 @@ struct Spot {
     /// When the ledger last answered.
     told_at: Option<Instant>,
     said_at: Option<Instant>,
-    said: Statement,
+    /// What the ledger was told, as far as it has answered; `None`: nobody knows.
+    said: Option<Statement>,
     over: bool,
     pace: Pace,
     /// A mark is on its way to the disk.
@@ -316,20 +321,32 @@ impl Held {
         spot.line = kept;
     }
 
-    /// What is to be said to the ledger now.
-    pub fn statements(&mut self, now: Instant) -> Vec<(Place, Statement)> {
+    /// What is to be said to the ledger now, up to `most` of it; the rest is said the next time.
+    pub fn statements(&mut self, now: Instant, most: usize) -> Vec<(Place, Statement)> {
         let mut said = Vec::new();
         if self.closed {
             return said;
         }
+        // Where nothing is left of a window that is over.
+        self.spots.retain(|_, spot| !spot.is_done());
         for (place, spot) in &mut self.spots {
+            if said.len() == most {
+                break;
+            }
             let statement = spot.statement(*place, now);
             said.extend(statement.map(|statement| (*place, statement)));
         }
-        // Where nothing is left of a window that is over.
-        self.spots.retain(|_, spot| !spot.is_done());
         said.sort_unstable_by_key(|(place, _)| *place);
         said
+    }
+
+    /// Nobody answered: perhaps it was heard, perhaps not, so it is said again.
+    pub fn unanswered(&mut self, places: &[Place]) {
+        for place in places {
+            if let Some(spot) = self.spots.get_mut(place) {
+                spot.said = None;
+            }
+        }
     }
 
     /// From now on nothing is reserved, and nothing said. How far each budget is used, calls under way included.
@@ -343,7 +360,7 @@ impl Held {
         let mut marks = Vec::new();
         for (place, spot) in &mut self.spots {
             let first = spot.first(*place).unwrap_or_default();
-            let chunk = spot.pace.ahead(now).max(first);
+            let chunk = (spot.pace.ahead(now) / MARKS_AHEAD).max(spot.pace.largest).max(first);
             let (idle, ready) = (spot.lease.idle(), spot.lease.ready());
             let short = ready < idle && (ready < chunk / 2 || ready < first);
             if short && !spot.marking {
@@ -410,16 +427,19 @@ impl Spot {
         let wanted = if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, now)) };
         let more = wanted.saturating_sub(self.lease.idle());
         let statement = self.lease.statement(more, first.saturating_sub(self.lease.idle()));
-        let news = (statement.used, statement.returned) != (self.said.used, self.said.returned);
+        let said = self.said.unwrap_or_default();
+        let news = (statement.used, statement.returned) != (said.used, said.returned);
         let due = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_EVERY);
         // Who waits elsewhere waits for what is known to be left.
         let asked = recalled && news;
-        let urgent = asked || statement.returned != self.said.returned || !self.line.is_empty() || (more > 0 && due);
-        let low = more > 0 && statement.wants > self.said.wants;
+        // Who is thought to wait calls back what others hold.
+        let left = self.line.is_empty() && said.least > self.lease.granted();
+        let urgent = asked || left || statement.returned != said.returned || !self.line.is_empty() || (more > 0 && due);
+        let low = more > 0 && statement.wants > said.wants;
         if !(urgent || low || (news && due)) {
             return None;
         }
-        self.said = statement;
+        self.said = Some(statement);
         self.said_at = Some(now);
         Some(statement)
     }
@@ -431,7 +451,7 @@ impl Spot {
     }
 
     fn is_done(&self) -> bool {
-        let told = self.said.used == self.lease.used() && self.lease.idle() == 0;
+        let told = self.said.unwrap_or_default().used == self.lease.used() && self.lease.idle() == 0;
         self.over && self.line.is_empty() && self.lease.reserved() == 0 && told
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actors::quota::escrow::{Escrow, Ledger, Marks, Places};
-use cluster::directory::budget::Budget;
+use cluster::directory::budget::{Budget, Unit};
 use cluster::directory::wire::Spec;
 use cluster::ledger::accounts::{Account, BudgetId, Place, Roll, Told};
 use cluster::ledger::book::Statement;
@@ -67,8 +67,9 @@ impl Marks for OnDisk {
     fn write(&self, marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>> {
         let member = self.0.clone();
         async move {
-            let incarnation = member.0.consensus.incarnation();
-            member.0.marks.mark(incarnation, marks).await.map_err(|error| describe(&error))
+            let (consensus, kept) = (&member.0.consensus, &member.0.marks);
+            consensus.read(|register| kept.prune(|place| register.accounts().is_past(place)));
+            kept.mark(consensus.incarnation(), marks).await.map_err(|error| describe(&error))
         }
         .boxed()
     }
@@ -104,9 +105,10 @@ pub fn places(register: &Register, generation: Option<u64>) -> Option<(u64, Plac
     }
     let place = |(budget, account): (BudgetId, &Account)| {
         let (window, _) = account.current()?;
-        Some((Arc::from(account.name.as_str()), Place { budget, window }))
+        let unit = known(register, &account.name)?.limit.unit;
+        Some((Arc::from(account.name.as_str()), (Place { budget, window }, unit)))
     };
-    let places: HashMap<Arc<str>, Place> = accounts.iter().filter_map(place).collect();
+    let places: HashMap<Arc<str>, (Place, Unit)> = accounts.iter().filter_map(place).collect();
     Some((accounts.generation(), Arc::new(places)))
 }
 
