@@ -18,6 +18,10 @@ use crate::ledger::accounts::Place;
 /// Records after which everything is written as one, and what came before is purged.
 const RECORDS_MAX: u64 = 4_096;
 
+/// Places from which on those of windows that are long over are looked for and forgotten. What remains is bounded by the
+/// windows the ledger keeps.
+const PLACES_MANY: usize = 4_096;
+
 const FORMAT: u8 = 1;
 
 /// Marks by life and place.
@@ -53,6 +57,8 @@ struct Inner {
 struct Kept {
     lives: Lives,
     next: u64,
+    /// Places from which on to prune.
+    many: usize,
 }
 
 impl Marks {
@@ -64,7 +70,7 @@ impl Marks {
             let (_format, record) = codec::decode(&bytes, bytes.len() as u64).map_err(MarksError::Damaged)?;
             take(&mut lives, record);
         }
-        Ok(Self(Arc::new(Inner { log, kept: Mutex::new(Kept { lives, next: bounds.next }) })))
+        Ok(Self(Arc::new(Inner { log, kept: Mutex::new(Kept { lives, next: bounds.next, many: PLACES_MANY }) })))
     }
 
     /// What every life that was begun here may have spent.
@@ -79,6 +85,20 @@ impl Marks {
 
     pub async fn mark(&self, life: Incarnation, marks: Vec<(Place, u64)>) -> Result<(), Failed> {
         self.write(Record::Marks(life, marks)).await
+    }
+
+    /// Forgets places of which nothing can be given back any more, where there are many. Whoever says that one is `past`
+    /// must be sure of it: of a place that is not named here a settlement gives back everything.
+    pub fn prune(&self, past: impl Fn(Place) -> bool) {
+        let mut kept = self.0.kept.lock();
+        let places = |lives: &Lives| lives.values().map(BTreeMap::len).sum::<usize>();
+        if places(&kept.lives) < kept.many {
+            return;
+        }
+        for marks in kept.lives.values_mut() {
+            marks.retain(|place, _mark| !past(*place));
+        }
+        kept.many = PLACES_MANY.max(places(&kept.lives) * 2);
     }
 
     /// Its settlement is applied, or it may not be settled.
@@ -183,6 +203,26 @@ mod tests {
         drop(marks);
         disk.crash(2);
         assert_eq!(open(&disk).lives(), BTreeMap::from([(second, BTreeMap::new())]));
+    }
+
+    #[tokio::test]
+    async fn places_of_the_past_are_forgotten_once_there_are_many() {
+        let disk = SimulatedDisk::new();
+        let marks = open(&disk);
+        let life = Incarnation::new(1);
+        let window = |window| Place { budget: BudgetId(0), window };
+        let past = |place: Place| place.window < 6_000;
+        marks.mark(life, (0..4_000).map(|number| (window(number), 1)).collect()).await.unwrap();
+        marks.prune(past);
+        assert_eq!(marks.lives()[&life].len(), 4_000, "not many yet");
+
+        marks.mark(life, (4_000..6_010).map(|number| (window(number), 1)).collect()).await.unwrap();
+        marks.prune(past);
+
+        assert_eq!(
+            marks.lives()[&life].keys().map(|place| place.window).collect::<Vec<_>>(),
+            (6_000..6_010).collect::<Vec<_>>()
+        );
     }
 
     #[tokio::test]

@@ -288,6 +288,15 @@ impl Accounts {
         self.by_name.values().filter_map(|id| Some((*id, self.by_id.get(id)?)))
     }
 
+    /// Whether nothing is kept of it any more, and never will be again. What is not known yet is not past: a register that
+    /// is being replayed knows less than it did.
+    pub fn is_past(&self, place: Place) -> bool {
+        match self.by_id.get(&place.budget) {
+            Some(account) => account.windows.first_key_value().is_some_and(|(first, _window)| place.window < *first),
+            None => place.budget.0 < self.next,
+        }
+    }
+
     pub fn window(&self, place: Place) -> Option<&Window> {
         self.by_id.get(&place.budget)?.windows.get(&place.window)
     }
@@ -378,6 +387,10 @@ mod tests {
         rolled(&mut accounts, "a");
 
         assert_eq!(ask(&mut accounts, first, wants(1)), Told::Gone);
+        assert!(accounts.is_past(first));
+        let later = Place { window: first.window + 1, ..first };
+        let unheard_of = [Place { window: 99, ..first }, Place { budget: BudgetId(99), ..first }];
+        assert!(!accounts.is_past(later) && !unheard_of.into_iter().any(|place| accounts.is_past(place)));
         let (_, account) = accounts.named("a").unwrap();
         let records: Vec<&Record> = account.records().collect();
         assert_eq!((records[0].used, records[0].burned, records.len()), (40, 10, 1));
