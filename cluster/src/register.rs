@@ -187,8 +187,9 @@ impl Register {
         }
     }
 
-    /// Makes the accounts those of the budgets there are now. One that this program cannot read keeps what it has: nothing
-    /// new is granted of what nobody knows the limit of, since no request finds it.
+    /// Makes the accounts those of the budgets there are now. One that cannot be read is none, and closed: who names it is
+    /// refused, since no request finds it. What a budget's spec means is part of what [`COMMAND_VERSION`] stands for:
+    /// programs that read it differently would part.
     fn align_accounts(&mut self) {
         let declared = self.holdings.entries.get(&Kind::Budgets).into_iter().flatten();
         let read = |(name, entry): (&String, &holdings::Entry)| match Spec::read(Kind::Budgets, &entry.spec) {

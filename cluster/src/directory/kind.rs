@@ -43,6 +43,20 @@ impl Kind {
         }
     }
 
+    /// The singular, for a person's ear.
+    pub const fn one(self) -> &'static str {
+        match self {
+            Self::Providers => "provider",
+            Self::Models => "model",
+            Self::Prices => "price",
+            Self::Routes => "route",
+            Self::Tenants => "tenant",
+            Self::Roles => "role",
+            Self::Keys => "key",
+            Self::Budgets => "budget",
+        }
+    }
+
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }

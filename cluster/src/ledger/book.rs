@@ -118,7 +118,7 @@ impl Book {
         self.limit = limit;
     }
 
-    /// Takes in what `life` says and grants what it wants, as far as there is. A life that has no line gets one, unless
+    /// Takes in what a life says and grants what it wants, as far as there is. A life that has no line gets one, unless
     /// it is `over`.
     pub fn state(&mut self, incarnation: Incarnation, node: NodeId, said: Statement, over: bool) -> Standing {
         if over && !self.lines.contains_key(&incarnation) {
@@ -196,7 +196,7 @@ impl Book {
         self.sum(Line::burned).saturating_add(self.folded.burned)
     }
 
-    /// As `life` is told.
+    /// As a life is told.
     pub fn standing(&self, incarnation: Incarnation) -> Standing {
         let (held, used) = (self.held(), self.used());
         let others = self.lines.iter().any(|(other, line)| *other != incarnation && line.waits());

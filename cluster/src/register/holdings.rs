@@ -117,16 +117,10 @@ impl Holdings {
 
     /// Version and origin.
     pub fn standing(&self, kind: Kind, name: &str) -> Option<(u64, Origin)> {
-        match kind {
-            Kind::Keys => self.key(name).map(|(_hash, record)| (record.version, record.origin)),
-            Kind::Providers
-            | Kind::Models
-            | Kind::Prices
-            | Kind::Routes
-            | Kind::Tenants
-            | Kind::Roles
-            | Kind::Budgets => self.entry(kind, name).map(|entry| (entry.version, entry.origin)),
+        if kind == Kind::Keys {
+            return self.key(name).map(|(_hash, record)| (record.version, record.origin));
         }
+        self.entry(kind, name).map(|entry| (entry.version, entry.origin))
     }
 
     pub fn put(&mut self, kind: Kind, name: &str, spec: &str, version: u64, origin: Origin) -> Result<(), Refusal> {
@@ -277,20 +271,10 @@ impl Holdings {
 
     /// Exactly this already.
     fn declares(&self, kind: Kind, name: &str, spec: &str) -> bool {
-        match kind {
-            Kind::Keys => {
-                self.key(name).is_some_and(|(_, record)| record.origin == Origin::File && *record.spec == *spec)
-            }
-            Kind::Providers
-            | Kind::Models
-            | Kind::Prices
-            | Kind::Routes
-            | Kind::Tenants
-            | Kind::Roles
-            | Kind::Budgets => {
-                self.entry(kind, name).is_some_and(|entry| entry.origin == Origin::File && *entry.spec == *spec)
-            }
+        if kind == Kind::Keys {
+            return self.key(name).is_some_and(|(_, record)| record.origin == Origin::File && *record.spec == *spec);
         }
+        self.entry(kind, name).is_some_and(|entry| entry.origin == Origin::File && *entry.spec == *spec)
     }
 
     fn put_entry(&mut self, kind: Kind, name: &str, spec: &str, version: u64, origin: Origin) -> Result<(), Refusal> {

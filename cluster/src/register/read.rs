@@ -78,16 +78,10 @@ impl Register {
 
     /// How many there are of a kind.
     pub fn len(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Keys => self.holdings.names.len(),
-            Kind::Providers
-            | Kind::Models
-            | Kind::Prices
-            | Kind::Routes
-            | Kind::Tenants
-            | Kind::Roles
-            | Kind::Budgets => self.holdings.entries.get(&kind).map_or(0, BTreeMap::len),
+        if kind == Kind::Keys {
+            return self.holdings.names.len();
         }
+        self.holdings.entries.get(&kind).map_or(0, BTreeMap::len)
     }
 
     /// The keys of a tenant by name, those after `after`.
@@ -154,18 +148,11 @@ enum Rest<'a> {
 impl<'a> Listing<'a> {
     fn new(holdings: &'a Holdings, kind: Kind, after: Option<&str>) -> Self {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = match kind {
-            Kind::Keys => Rest::Keys(holdings.names.range::<str, _>((start, Bound::Unbounded))),
-            Kind::Providers
-            | Kind::Models
-            | Kind::Prices
-            | Kind::Routes
-            | Kind::Tenants
-            | Kind::Roles
-            | Kind::Budgets => {
-                let entries = holdings.entries.get(&kind);
-                Rest::Entries(entries.map(|entries| entries.range::<str, _>((start, Bound::Unbounded))), kind)
-            }
+        let rest = if kind == Kind::Keys {
+            Rest::Keys(holdings.names.range::<str, _>((start, Bound::Unbounded)))
+        } else {
+            let entries = holdings.entries.get(&kind);
+            Rest::Entries(entries.map(|entries| entries.range::<str, _>((start, Bound::Unbounded))), kind)
         };
         Self { holdings, rest }
     }

@@ -49,17 +49,7 @@ pub enum Endpoint {
 
 /// One resource, in words.
 pub fn item(kind: Kind, name: &str) -> String {
-    let one = match kind {
-        Kind::Providers => "provider",
-        Kind::Models => "model",
-        Kind::Prices => "price",
-        Kind::Routes => "route",
-        Kind::Tenants => "tenant",
-        Kind::Roles => "role",
-        Kind::Keys => "key",
-        Kind::Budgets => "budget",
-    };
-    format!("{one} `{name}`")
+    format!("{} `{name}`", kind.one())
 }
 
 impl Endpoint {

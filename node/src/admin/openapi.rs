@@ -79,20 +79,6 @@ fn tags() -> Json {
     Json::Array(kinds.into_iter().chain(others).collect())
 }
 
-/// The singular, for a person's ear.
-const fn one(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Providers => "provider",
-        Kind::Models => "model",
-        Kind::Prices => "price",
-        Kind::Routes => "route",
-        Kind::Tenants => "tenant",
-        Kind::Roles => "role",
-        Kind::Keys => "key",
-        Kind::Budgets => "budget",
-    }
-}
-
 const fn schema_of(kind: Kind) -> &'static str {
     match kind {
         Kind::Providers => "Provider",
@@ -130,7 +116,7 @@ fn parameter(name: &str) -> Json {
 }
 
 fn kind_paths(kind: Kind, spec: &Json, paths: &mut Map<String, Json>) {
-    let (plural, one, shown) = (kind.name(), one(kind), schema_of(kind));
+    let (plural, one, shown) = (kind.name(), kind.one(), schema_of(kind));
     let list = operation(plural, &format!("list_{plural}"), &format!("List {plural}"))
         .parameters(&["limit", "after"])
         .answers(200, "Ordered by name.", &reference(&format!("{shown}List")));
