@@ -1,6 +1,8 @@
 //! The directory as its users see it: what is written, what is wrong with it, what requests then read.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod budgets;
+
 use std::time::Duration;
 
 use cluster::directory::Directory;
@@ -147,60 +149,6 @@ budgets:
             "budgets.b.each: `each` is not available in this version",
         ]
     );
-}
-
-const WITH_BUDGETS: &str = r#"
-providers: { openai: { api_key: "${OPENAI_API_KEY}", budgets: [everyone] } }
-models: { openai/gpt-4o: { budgets: [dear] } }
-tenants: { acme: { budgets: [acme], teams: { support: { budgets: [support] } } } }
-keys: { web: { secret: "${WEB_KEY}", tenant: acme, team: support, budgets: [web, acme] } }
-budgets:
-  everyone: { limit: $100, window: month }
-  dear: { limit: 100k tokens, window: day, timezone: Europe/Berlin }
-  acme: { limit: $50, window: month }
-  support: { limit: $20, window: month }
-  web: { limit: 60 requests, window: minute }
-"#;
-
-/// A call must fit in the budgets of all it belongs to, each counted once.
-#[test]
-fn a_call_has_the_budgets_of_its_target_its_payer_and_its_key() {
-    let directory = directory(WITH_BUDGETS);
-    let key = directory.key(&KeyHash::of(WEB_KEY)).unwrap();
-    let budgets = |model: &str| -> Vec<String> {
-        let budgets = directory.budgets_of(key, "openai", model).unwrap();
-        budgets.iter().map(|budget| format!("{} {} {}", budget.name, budget.limit, budget.period.name())).collect()
-    };
-
-    assert_eq!(
-        budgets("gpt-4o"),
-        [
-            "everyone $100 month",
-            "dear 100000 tokens day",
-            "acme $50 month",
-            "support $20 month",
-            "web 60 requests minute"
-        ]
-    );
-    assert_eq!(budgets("gpt-4o-mini").len(), 4);
-}
-
-#[test]
-fn a_budget_that_is_named_is_one_that_exists() {
-    let wrong = WITH_BUDGETS
-        .replace("budgets: [everyone]", "budgets: [everyon]")
-        .replace("budgets: [support]", "budgets: [x]")
-        .replace("budgets: [web, acme]", "budgets: [web, web]");
-
-    let found = problems(&wrong);
-
-    assert_eq!(found.len(), 3, "{found:#?}");
-    assert!(
-        found.iter().any(|it| it.starts_with("providers.openai.budgets.0: ") && it.contains("everyone")),
-        "{found:#?}"
-    );
-    assert!(found.iter().any(|it| it.starts_with("tenants.acme.teams.support.budgets.0: ")), "{found:#?}");
-    assert!(found.iter().any(|it| it.starts_with("keys.web.budgets.1: ") && it.contains("twice")), "{found:#?}");
 }
 
 /// Teams and roles are referred to by keys, and a key's own are published with it.

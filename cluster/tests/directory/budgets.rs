@@ -1,37 +1,11 @@
 //! Budgets as their users see them: what is written, what is wrong with it, what a call must then fit in.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use cluster::directory::Directory;
 use cluster::directory::budget::{Period, Unit};
 use cluster::directory::key::{Key, KeyHash};
 use cluster::directory::problems::Problems;
 use cluster::directory::resources::Resources;
-use cluster::directory::secret::{SecretRef, SecretSource};
 
-const WEB_KEY: &str = "lea-0123456789ab-0123456789abcdef0123456789abcdef";
-
-fn resources(yaml: &str) -> Resources {
-    serde_saphyr::from_str(yaml).unwrap()
-}
-
-/// Stands in for the node: takes texts as they are, and knows one variable.
-fn secrets(secret: &SecretRef) -> Option<String> {
-    match secret.source() {
-        SecretSource::Text(text) if text == "${WEB_KEY}" => Some(WEB_KEY.to_owned()),
-        SecretSource::Text(text) => Some(text.clone()),
-        SecretSource::File(_) | SecretSource::Local { .. } => None,
-    }
-}
-
-fn directory(yaml: &str) -> Directory {
-    Directory::build(&resources(yaml), &secrets).map_err(|problems| problems.to_string()).unwrap()
-}
-
-fn problems(yaml: &str) -> Vec<String> {
-    let mut problems = Problems::new();
-    resources(yaml).check(&mut problems);
-    problems.iter().map(ToString::to_string).collect()
-}
+use super::{WEB_KEY, directory, problems, resources};
 
 const BUDGETS: &str = r#"
 providers:
