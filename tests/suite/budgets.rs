@@ -1,6 +1,9 @@
 //! Budgets, seen from outside: the provider's own bill says what was spent.
 
-use harness::{DEADLINE, FakeProvider, LONG, TestCluster, TestClusterBuilder, TestNode, binary, eventually_within};
+use harness::{
+    DEADLINE, FakeProvider, LONG, TestCluster, TestClusterBuilder, TestNetwork, TestNode, binary, eventually_within,
+    skipped,
+};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -20,6 +23,8 @@ const WEB: &str = "the-key-that-every-file-declares-0001";
 
 const NANO: u64 = 1_000_000_000;
 
+const STANDING: &str = "/admin/v1/budgets/b/standing";
+
 /// Answers of as many tokens as are asked for at most, so that a call costs what was set aside for its output.
 async fn provider(tokens: u64) -> FakeProvider {
     FakeProvider::builder(binary!()).arguments(&["--answer-tokens", &tokens.to_string()]).start().await
@@ -28,6 +33,12 @@ async fn provider(tokens: u64) -> FakeProvider {
 fn builder(provider: &FakeProvider, limit: &str) -> TestClusterBuilder {
     let config = CONFIG.replace("LIMIT", limit);
     TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", provider)
+}
+
+/// `None` where there are no namespaces to be had.
+fn network() -> Option<TestNetwork> {
+    let network = TestNetwork::new();
+    network.map_err(|why| skipped("budgets::a_budget_holds_while_the_network_is_split", &why)).ok()
 }
 
 /// A question that no cache has the answer to, with at most so many tokens of answer.
@@ -59,7 +70,7 @@ async fn six_calls_on_a_budget_for_three() {
     assert!(bill.total.cost_nano_usd <= NANO / 500, "{}", bill.total.cost_nano_usd);
     let operator = cluster[1].admin(&cluster.admin_key().await);
     eventually_within(DEADLINE, "every node has reported what it used", async || {
-        let standing = operator.get("/admin/v1/budgets/b/standing").await.json();
+        let standing = operator.get(STANDING).await.json();
         standing["settled"] == bill.total.cost_nano_usd && standing["limit"] == NANO / 500 && standing["burned"] == 0
     })
     .await;
@@ -115,9 +126,8 @@ async fn a_budget_holds_while_the_leader_is_killed() {
     eventually_within(LONG, "half is spent", async || provider.bill().await.total.cost_nano_usd > LIMIT / 2).await;
     cluster.kill(leader).await;
 
+    // While nobody leads, nobody says no: who cannot be served is told to come again, or waits until one leads.
     let others = loops.join_all().await.concat();
-
-    // While nobody leads, nobody says no: who cannot be served is told to come again.
     assert!(others.iter().all(|status| *status == 503), "{others:?}");
     let spent = provider.settled().await.total.cost_nano_usd;
     assert!(spent <= LIMIT, "{spent}");
@@ -136,25 +146,102 @@ async fn a_budget_holds_while_the_leader_is_killed() {
 /// What was granted to a process that was killed is given back by the next, but for what it may have spent.
 #[tokio::test]
 async fn a_restart_gives_back_what_was_not_spent() {
+    const SPENT: u64 = 40;
     let provider = provider(10).await;
-    let mut cluster = builder(&provider, "40 requests").nodes(1).start().await;
-    for _ in 0..10 {
+    let mut cluster = builder(&provider, "1000 requests").nodes(1).start().await;
+    for _ in 0..SPENT {
         assert_eq!(cluster[0].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
     }
+    let line = |standing: &Value| standing["lines"][0].clone();
+    let operator = cluster[0].admin(&cluster.admin_key().await);
+    let before = line(&operator.get(STANDING).await.json());
+    let granted = before["granted"].as_u64().unwrap();
+    assert!(granted > SPENT, "it fetches ahead: {before}");
 
     cluster.kill(0).await;
     cluster.start_ready(0).await;
 
-    let client = cluster[0].as_key(WEB);
-    eventually_within(LONG, "the rest is spent", async || {
-        let _answer = client.post("/v1/chat/completions", &asking(10)).await;
-        provider.bill().await.total.requests >= 28
+    let operator = cluster[0].admin(&cluster.admin_key().await);
+    let mut standing = Value::Null;
+    eventually_within(LONG, "the life before is settled", async || {
+        standing = operator.get(STANDING).await.json();
+        line(&standing)["stage"] == "settled"
     })
     .await;
-    for _ in 0..20 {
-        let _answer = client.post("/v1/chat/completions", &asking(10)).await;
+    let held = granted - line(&standing)["returned"].as_u64().unwrap();
+    assert!(held >= SPENT, "what was spent is not given back: {standing}");
+    assert!(held < granted, "of {granted}: {standing}");
+    assert_eq!(standing["remaining_high"], 1_000 - held, "{standing}");
+}
+
+/// Below what is spent already, every node says no.
+#[tokio::test]
+async fn a_limit_lowered_below_what_is_spent_stops_every_node() {
+    let provider = provider(10).await;
+    let cluster = builder(&provider, "1000 requests").start().await;
+    for number in 0..9 {
+        assert_eq!(cluster[number % 3].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
     }
-    assert!(provider.settled().await.total.requests <= 40);
+
+    let lowered = CONFIG.replace("LIMIT", "5 requests").replace("resources_revision: 1", "resources_revision: 2");
+    cluster.write_config("edge-0", &lowered);
+    cluster.hang_up(0);
+
+    for number in 0..3 {
+        let client = cluster[number].as_key(WEB).with_deadline(LONG);
+        eventually_within(LONG, "it says no", async || {
+            client.post("/v1/chat/completions", &asking(10)).await.status == 429
+        })
+        .await;
+        assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 429, "and goes on to");
+    }
+}
+
+/// Cut off, a node spends what it holds and no more; the others go on. All together stay within the limit.
+#[tokio::test]
+async fn a_budget_holds_while_the_network_is_split() {
+    const LIMIT: u64 = 300;
+    let Some(network) = network() else { return };
+    let provider = FakeProvider::builder(binary!()).arguments(&["--answer-tokens", "10"]).at(network.own_address());
+    let provider = provider.start().await;
+    let cluster = builder(&provider, &format!("{LIMIT} requests")).network(network).start().await;
+    let leader = cluster.leader().await;
+    let (alone, others) = ((leader + 1) % 3, [leader, (leader + 2) % 3]);
+    for number in 0..30 {
+        assert_eq!(cluster[number % 3].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
+    }
+
+    cluster.network().split(&[alone], &others);
+    let mut loops = JoinSet::new();
+    for number in 0..3 {
+        let client = cluster[number].as_key(WEB).with_deadline(LONG);
+        // Until it is told no, or, where nobody can say no, that nobody can be asked.
+        loops.spawn(async move {
+            loop {
+                let status = client.post("/v1/chat/completions", &asking(10)).await.status;
+                if status != 200 {
+                    return (number, status);
+                }
+            }
+        });
+    }
+    let ends = loops.join_all().await;
+
+    for (number, status) in ends {
+        assert_eq!(status, if number == alone { 503 } else { 429 }, "node {number}");
+    }
+    let spent = provider.settled().await.total.requests;
+    assert!(spent <= LIMIT, "{spent}");
+    cluster.network().heal();
+    // What the one that was cut off holds and does not use comes back, and is spent by whoever asks.
+    let client = cluster[leader].as_key(WEB).with_deadline(LONG);
+    eventually_within(LONG, "all of it is spent", async || {
+        let _answer = client.post("/v1/chat/completions", &asking(10)).await;
+        provider.bill().await.total.requests == LIMIT
+    })
+    .await;
+    assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 429);
+    assert_eq!(provider.settled().await.total.requests, LIMIT);
 }
 
 /// A budget belongs to its name for as long as it is there: made again, it is another.
