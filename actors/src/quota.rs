@@ -3,12 +3,13 @@
 //! Each attempt has its own. Before dispatch a reservation that is dropped is released; after it a charge that is
 //! dropped costs the full bound. So an attempt is charged exactly once, and never less than the provider bills.
 
+pub mod cap;
 pub mod escrow;
 pub mod held;
 pub mod metrics;
 
 use ::metrics::Counter;
-use cluster::directory::budget::{Budget, Unit};
+use cluster::directory::budget::Budget;
 use cluster::directory::price::{Price, TokenCounts};
 use cluster::ledger::accounts::Place;
 use cluster::ledger::money::NanoUsd;
@@ -19,8 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tracing::warn;
 
-use self::escrow::{Escrow, Hold, NotReserved};
-use self::held::{Demand, Refused};
+use self::cap::{Asked, Rights};
+use self::escrow::{Escrow, NotReserved};
+use self::held::Refused;
 
 /// Output tokens a provider may bill beyond those that were seen when a call is cut.
 pub const CANCEL_SLACK: u64 = 256;
@@ -78,11 +80,16 @@ impl Quota {
         until: Instant,
     ) -> Result<Reservation, QuotaError> {
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let rights = match &self.0.escrow {
-            Some(escrow) if !budgets.is_empty() => Some(rights(escrow, budgets, bound, price.as_deref(), until).await?),
-            Some(_) | None => None,
+        let (rights, cap) = match &self.0.escrow {
+            Some(escrow) if !budgets.is_empty() => {
+                let (rights, cap) = Asked { escrow, budgets, bound, price: price.as_deref(), until }.take().await?;
+                (Some(rights), cap)
+            }
+            Some(_) | None => (None, None),
         };
-        Ok(Reservation(Attempt { stage: Stage::Reserved, seq, bound, price, rights, counters: self.counters(account) }))
+        let bound = cap.map_or(bound, |each| bound.capped(each));
+        let counters = self.counters(account);
+        Ok(Reservation { attempt: Attempt { stage: Stage::Reserved, seq, bound, price, rights, counters }, cap })
     }
 
     /// What this node holds of budgets.
@@ -94,7 +101,10 @@ impl Quota {
     pub fn free(&self, account: &Account) -> Reservation {
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (bound, counters) = (Bound::default(), self.counters(account));
-        Reservation(Attempt { stage: Stage::Reserved, seq, bound, price: None, rights: None, counters })
+        Reservation {
+            attempt: Attempt { stage: Stage::Reserved, seq, bound, price: None, rights: None, counters },
+            cap: None,
+        }
     }
 
     fn counters(&self, account: &Account) -> Arc<Counters> {
@@ -106,45 +116,6 @@ impl Quota {
             accounts.clear();
         }
         Arc::clone(accounts.entry(account.clone()).or_insert_with(|| Arc::new(Counters::new(account))))
-    }
-}
-
-/// What an attempt took, and in what each part is counted.
-struct Rights {
-    hold: Hold,
-    units: Vec<Unit>,
-}
-
-async fn rights(
-    escrow: &Escrow,
-    budgets: &[Arc<Budget>],
-    bound: Bound,
-    price: Option<&Price>,
-    until: Instant,
-) -> Result<Rights, QuotaError> {
-    let cost = price.map(|price| dearest(price, bound.tokens));
-    let mut amounts = Vec::with_capacity(budgets.len());
-    for budget in budgets {
-        let amount = match budget.limit.unit {
-            Unit::NanoUsd => cost.ok_or_else(|| QuotaError::Unpriced { budget: Arc::clone(&budget.name) })?.0,
-            Unit::Tokens => tokens_of(bound.tokens),
-            Unit::Requests => 1,
-        };
-        amounts.push(amount);
-    }
-    let units = budgets.iter().map(|budget| budget.limit.unit).collect();
-    loop {
-        let places = escrow.places(budgets, until).await.map_err(|error| unreserved(&error, &[], budgets))?;
-        let demands: Arc<[Demand]> =
-            places.iter().zip(&amounts).map(|(place, amount)| Demand { place: *place, amount: *amount }).collect();
-        match escrow.reserve(demands, until).await {
-            Ok(hold) => return Ok(Rights { hold, units }),
-            // Its next window has begun, and is known here as soon as that is applied.
-            Err(NotReserved::Refused(Refused::Over { place })) => {
-                escrow.next_after(place, until).await.map_err(|error| unreserved(&error, &places, budgets))?;
-            }
-            Err(error) => return Err(unreserved(&error, &places, budgets)),
-        }
     }
 }
 
@@ -178,22 +149,32 @@ pub struct Bound {
     pub tokens: TokenCounts,
     /// The provider bills reasoning it does not show, so what was seen says nothing about what is billed.
     pub hidden_reasoning: bool,
+    /// Answers to be written, where the client said nothing of their length: then each may be capped. 0: it may not be.
+    pub may_cap: u64,
 }
 
 /// Leave to spend up to the bound. Dropped, it is released.
 #[must_use]
-pub struct Reservation(Attempt);
+pub struct Reservation {
+    attempt: Attempt,
+    cap: Option<u64>,
+}
 
 impl Reservation {
     /// Which attempt of this node it is; never the client's request id.
     pub fn seq(&self) -> u64 {
-        self.0.seq
+        self.attempt.seq
+    }
+
+    /// Tokens each answer is to be capped at, where the budgets have no room for the longest there may be.
+    pub fn cap(&self) -> Option<u64> {
+        self.cap
     }
 
     /// The call is about to be written. From here on the attempt is charged, whatever happens.
     pub fn dispatch(mut self) -> Charge {
-        self.0.stage = Stage::Dispatched;
-        Charge(self.0)
+        self.attempt.stage = Stage::Dispatched;
+        Charge(self.attempt)
     }
 }
 
@@ -272,15 +253,8 @@ impl Attempt {
         self.stage = Stage::Closed;
         let bill = self.bill(ending);
         self.counters.count(&bill);
-        if let Some(Rights { hold, units }) = self.rights.take() {
-            let requests = u64::from(!matches!(ending, Ending::Nothing));
-            let used = |unit: &Unit| match unit {
-                // Without a price nothing was reserved in money.
-                Unit::NanoUsd => bill.cost.unwrap_or_default().0,
-                Unit::Tokens => tokens_of(bill.tokens),
-                Unit::Requests => requests,
-            };
-            hold.settle(&units.iter().map(used).collect::<Vec<_>>());
+        if let Some(rights) = self.rights.take() {
+            rights.settle(&bill, u64::from(!matches!(ending, Ending::Nothing)));
         }
         bill
     }

@@ -1,8 +1,8 @@
 //! Budgets, seen from outside: the provider's own bill says what was spent.
 
 use harness::{
-    DEADLINE, FakeProvider, LONG, TestCluster, TestClusterBuilder, TestNetwork, TestNode, binary, eventually_within,
-    skipped,
+    DEADLINE, FakeProvider, LONG, Reply, Seen, TestCluster, TestClusterBuilder, TestNetwork, TestNode, binary,
+    eventually_within, skipped,
 };
 use http::Method;
 use serde_json::{Value, json};
@@ -172,6 +172,41 @@ async fn a_restart_gives_back_what_was_not_spent() {
     assert!(held >= SPENT, "what was spent is not given back: {standing}");
     assert!(held < granted, "of {granted}: {standing}");
     assert_eq!(standing["remaining_high"], 1_000 - held, "{standing}");
+}
+
+/// Who names no length gets all that the model writes while the budget has room for that; then what is left, and is told so.
+#[tokio::test]
+async fn an_answer_that_nobody_capped_is_as_long_as_the_budget_allows() {
+    let provider = provider(3_000).await;
+    let cluster = builder(&provider, "200000 tokens").nodes(1).start().await;
+    let client = cluster[0].as_key(WEB).with_deadline(LONG);
+    let ask = async || {
+        let mut body = question();
+        body.as_object_mut().unwrap().remove("max_tokens");
+        client.post("/v1/chat/completions", &body).await
+    };
+
+    let mut answers = vec![ask().await];
+    assert_eq!((answers[0].status, answers[0].header("x-lea-max-tokens")), (200, None), "{}", answers[0].text());
+    loop {
+        let answer = ask().await;
+        if answer.status == 429 {
+            break;
+        }
+        answers.push(answer);
+    }
+
+    let seen = provider.requests().await;
+    let cap = |seen: &Seen| serde_json::from_str::<Value>(&seen.body).unwrap()["max_completion_tokens"].clone();
+    assert_eq!(cap(&seen[0]), Value::Null);
+    let caps: Vec<u64> = answers.iter().filter_map(|answer| answer.header("x-lea-max-tokens")?.parse().ok()).collect();
+    assert!(caps.iter().is_sorted_by(|before, after| before > after), "{caps:?}");
+    assert_eq!(cap(seen.last().unwrap()), caps[caps.len() - 1]);
+    let finish = |answer: &Reply| answer.json()["choices"][0]["finish_reason"].clone();
+    assert_eq!((finish(&answers[0]), finish(answers.last().unwrap())), ("stop".into(), "length".into()), "{caps:?}");
+    let bill = provider.settled().await.total;
+    assert!(bill.input_tokens + bill.output_tokens <= 200_000, "{bill:?}");
+    assert!(bill.input_tokens + bill.output_tokens >= 199_000, "{bill:?}");
 }
 
 /// Below what is spent already, every node says no.

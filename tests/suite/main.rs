@@ -17,6 +17,7 @@ mod lifecycle;
 mod observe;
 mod partition;
 mod routing;
+mod spending;
 mod streaming;
 mod tidy;
 mod tls;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
-use super::held::{DOUBT_MAX, Demand, Held, Refused};
+use super::held::{DOUBT_MAX, DOUBT_SHORT, Demand, Held, Refused};
 
 /// The ledger is spoken to at least so often while anything is to be said.
 const EVERY: Duration = Duration::from_millis(250);
@@ -136,10 +136,31 @@ impl Escrow {
 
     /// All of the demands, or none. Waits for the ledger where this node has too little, not beyond `until`.
     pub async fn reserve(&self, demands: Arc<[Demand]>, until: Instant) -> Result<Hold, NotReserved> {
+        self.reserve_doubting(demands, DOUBT_MAX, until).await
+    }
+
+    /// As [`reserve`](Self::reserve), by whoever can do with less: a «no» is doubted only as long as calling back takes what
+    /// others do not use.
+    pub async fn reserve_or_less(&self, demands: Arc<[Demand]>, until: Instant) -> Result<Hold, NotReserved> {
+        self.reserve_doubting(demands, DOUBT_SHORT, until).await
+    }
+
+    /// What could be taken of each place if nobody else did, as far as the ledger has said.
+    pub fn left(&self, places: &[Place]) -> Vec<u64> {
+        let held = self.0.held.lock();
+        places.iter().map(|place| held.left(*place).unwrap_or_default()).collect()
+    }
+
+    async fn reserve_doubting(
+        &self,
+        demands: Arc<[Demand]>,
+        doubt: Duration,
+        until: Instant,
+    ) -> Result<Hold, NotReserved> {
         let began = now();
         let (waiting, todo) = {
             let mut held = self.0.held.lock();
-            let waiting = held.reserve(&demands, began).map_err(NotReserved::Refused)?;
+            let waiting = held.reserve(&demands, doubt, began).map_err(NotReserved::Refused)?;
             (waiting, held.todo(&demands, began))
         };
         if todo.say {
@@ -149,7 +170,7 @@ impl Escrow {
             self.0.mark.notify_one();
         }
         let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
-        let last = until.min(began + DOUBT_MAX + WAIT_MAX);
+        let last = until.min(began + doubt + WAIT_MAX);
         let mut line = Line { escrow: self, demands: &demands, waiting };
         let answered = loop {
             let look = last.min(now() + WAIT_MAX);
@@ -281,10 +302,10 @@ impl Drop for Hold {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    use cluster::directory::budget::Period;
+    use cluster::directory::budget::{Mode, Period};
     use cluster::id::{Incarnation, NodeId};
     use cluster::ledger::accounts::{Accounts, Declared, Roll};
     use futures_util::FutureExt;
@@ -296,7 +317,7 @@ mod tests {
 
     /// One ledger for several nodes, in this process.
     #[derive(Clone)]
-    struct Books(Arc<Mutex<Accounts>>);
+    pub(in crate::quota) struct Books(Arc<Mutex<Accounts>>);
 
     struct Node {
         books: Books,
@@ -337,7 +358,7 @@ mod tests {
     }
 
     impl Books {
-        fn new(limits: &[u64]) -> (Self, Vec<Place>) {
+        pub(in crate::quota) fn new(limits: &[u64]) -> (Self, Vec<Place>) {
             let mut accounts = Accounts::default();
             let declared = |(number, limit): (usize, &u64)| Declared {
                 name: format!("b{number}"),
@@ -354,15 +375,24 @@ mod tests {
             (Self(Arc::new(Mutex::new(accounts))), places)
         }
 
-        fn node(&self, number: u64) -> (Escrow, Arc<AtomicBool>) {
+        pub(in crate::quota) fn node(&self, number: u64) -> (Escrow, Arc<AtomicBool>) {
             let answers = Arc::new(AtomicBool::new(true));
             let ledger = Node { books: self.clone(), number, answers: Arc::clone(&answers) };
             let (escrow, says, marking) = Escrow::new(Arc::new(ledger), Arc::new(Disk::default()));
             let mut loops = JoinSet::new();
             loops.spawn(says);
             loops.spawn(marking);
+            loops.spawn(self.clone().heeded(escrow.clone(), Incarnation::new(LIFE.get() + number)));
             loops.detach_all();
             (escrow, answers)
+        }
+
+        /// As a node sees in its register what others lack.
+        async fn heeded(self, escrow: Escrow, life: Incarnation) {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                escrow.look(|place| Some(self.0.lock().told(place, life)));
+            }
         }
 
         fn held(&self, place: Place) -> u64 {
@@ -521,7 +551,7 @@ mod tests {
         let (escrow, _) = books.node(0);
         let budget = |limit: &str| {
             let (name, limit) = ("b".into(), limit.parse().unwrap());
-            [Arc::new(Budget { name, limit, period: Period::Total, timezone: None })]
+            [Arc::new(Budget { name, limit, period: Period::Total, timezone: None, mode: Mode::Hard, assumed: None })]
         };
         escrow.publish(Arc::new(HashMap::from([("b".into(), (places[0], Unit::Tokens))])));
 

@@ -32,6 +32,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How long a «no» of the ledger is doubted while calls are under way that may use less than their bound.
 pub const DOUBT_MAX: Duration = Duration::from_secs(10);
 
+/// How long by whoever can do with less: what others hold and do not use is called back in that time.
+pub const DOUBT_SHORT: Duration = Duration::from_millis(500);
+
 /// A part of a budget that an attempt needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
@@ -57,6 +60,8 @@ pub type Answer = oneshot::Sender<Result<(), Refused>>;
 struct Waiting {
     demands: Arc<[Demand]>,
     since: Instant,
+    /// How long a «no» is doubted.
+    doubt: Duration,
     answer: Answer,
 }
 
@@ -144,6 +149,7 @@ impl Held {
     pub fn reserve(
         &mut self,
         demands: &Arc<[Demand]>,
+        doubt: Duration,
         now: Instant,
     ) -> Result<Option<oneshot::Receiver<Result<(), Refused>>>, Refused> {
         for demand in demands.iter() {
@@ -167,7 +173,7 @@ impl Held {
         }
         let (answer, answered) = oneshot::channel();
         self.waiting += 1;
-        let waiting = Waiting { demands: Arc::clone(demands), since: now, answer };
+        let waiting = Waiting { demands: Arc::clone(demands), since: now, doubt, answer };
         self.spots.entry(at).or_default().line.push_back(waiting);
         Ok(Some(answered))
     }
@@ -301,7 +307,7 @@ impl Held {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
             let never = amount > standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned);
-            let doubted = now.saturating_duration_since(waiting.since) < DOUBT_MAX;
+            let doubted = now.saturating_duration_since(waiting.since) < waiting.doubt;
             let refused = if over {
                 Some(Refused::Over { place })
             } else if waiting.since <= said_at && (never || !doubted) && amount > spot.lease.idle() {
@@ -407,6 +413,13 @@ impl Held {
     /// Whether anyone stands in line.
     pub fn is_waited_for(&self) -> bool {
         self.waiting > 0
+    }
+
+    /// What could be taken of a place if nobody else did, as far as the ledger has said. `None`: it has said nothing.
+    pub fn left(&self, place: Place) -> Option<u64> {
+        let spot = self.spots.get(&place)?;
+        let standing = spot.standing?;
+        Some(standing.limit.saturating_sub(standing.held).saturating_add(spot.lease.idle()))
     }
 
     pub fn lease(&self, place: Place) -> Option<&Lease> {

@@ -17,6 +17,7 @@ const BOUND: Bound = Bound {
         calls: 1,
     },
     hidden_reasoning: false,
+    may_cap: 0,
 };
 
 /// A nano-dollar for an input token, ten for an output token, and a thousand for the call.
@@ -234,7 +235,7 @@ proptest! {
             let part = (whole as f64 * share) as u64;
             part.min(whole)
         };
-        let bound = Bound { tokens: TokenCounts { input, output, images, calls: 1, ..TokenCounts::default() }, hidden_reasoning: false };
+        let bound = Bound { tokens: TokenCounts { input, output, images, calls: 1, ..TokenCounts::default() }, ..Bound::default() };
         let (seen_input, seen_output) = (part(input, used[0]), part(output, used[1]));
         let cached_input = part(seen_input, used[2]);
         let cache_write = part(seen_input - cached_input, used[3]);

@@ -10,6 +10,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::available::{Available, HasLater, Later};
+use super::price::{Price, PriceSpec};
 use super::problems::Problems;
 use crate::ledger::accounts::Declared;
 use crate::ledger::money::{AmountError, NanoUsd};
@@ -37,9 +38,10 @@ pub struct BudgetSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
 
-    /// `hard`: the limit is never exceeded.
+    /// `hard`: the limit is never exceeded. `soft`: what a call is likely to cost is set aside for it, not the most it
+    /// can, so calls under way may exceed the limit; whatever they cost is recorded.
     #[serde(skip_serializing_if = "is_default")]
-    pub mode: Available<Mode>,
+    pub mode: Mode,
 
     /// What happens where no majority of nodes can be asked: `closed`, once what this node holds is spent, calls fail.
     #[serde(skip_serializing_if = "is_default")]
@@ -51,9 +53,10 @@ pub struct BudgetSpec {
     #[serde(skip_serializing)]
     #[schemars(skip)]
     pub each: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub on_unknown_price: Later,
+    /// What a budget in dollars does with calls to models without a price: `refuse`, or `assume: { input: …, output: … }`
+    /// as under `prices`. Defaults to `refuse`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_unknown_price: OnUnknownPrice,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -65,10 +68,15 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub enum Mode {
     #[default]
     Hard,
+    Soft,
 }
 
-impl HasLater for Mode {
-    const LATER: &'static [&'static str] = &["soft"];
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknownPrice {
+    #[default]
+    Refuse,
+    Assume(Box<PriceSpec>),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -269,11 +277,16 @@ impl BudgetSpec {
                 problems.add("timezone", "says nothing for this `window`; leave it out");
             }
         }
-        self.mode.check("mode", problems);
         self.on_no_quorum.check("on_no_quorum", problems);
         self.overdraft.check("overdraft", problems);
         self.each.check("each", problems);
-        self.on_unknown_price.check("on_unknown_price", problems);
+        if let OnUnknownPrice::Assume(price) = &self.on_unknown_price {
+            problems.within("on_unknown_price", |problems| problems.within("assume", |problems| price.check(problems)));
+            let limit = self.limit.as_ref().and_then(|limit| limit.0.parse::<Amount>().ok());
+            if limit.is_some_and(|limit| limit.unit != Unit::NanoUsd) {
+                problems.add("on_unknown_price", "says nothing for a limit that is not in dollars; leave it out");
+            }
+        }
     }
 
     /// `None` where [`check`](Self::check) finds something.
@@ -283,6 +296,11 @@ impl BudgetSpec {
             limit: self.limit.as_ref()?.0.parse().ok()?,
             period: self.window?,
             timezone: self.timezone.as_deref().map(Into::into),
+            mode: self.mode,
+            assumed: match &self.on_unknown_price {
+                OnUnknownPrice::Refuse => None,
+                OnUnknownPrice::Assume(price) => Some(price.read(&mut Problems::new())),
+            },
         })
     }
 
@@ -301,6 +319,9 @@ pub struct Budget {
     pub limit: Amount,
     pub period: Period,
     pub timezone: Option<Arc<str>>,
+    pub mode: Mode,
+    /// Of models without a price.
+    pub assumed: Option<Price>,
 }
 
 /// Budgets that a resource names: each exists, none twice. `known` finds one.
@@ -436,13 +457,15 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_budget_is_said_where_it_is() {
         let spec: BudgetSpec =
-            serde_json::from_str(r#"{"limit":"50","timezone":"Europe/Berlln","mode":"soft"}"#).unwrap();
+            serde_json::from_str(r#"{"limit":"50","timezone":"Europe/Berlln","on_no_quorum":"open"}"#).unwrap();
         let mut problems = Problems::new();
         spec.check(&mut problems);
 
         let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
 
-        for wanted in ["limit: `50` does not say of what", "window: is missing", "timezone: `Europe/Berlln`", "mode"] {
+        for wanted in
+            ["limit: `50` does not say of what", "window: is missing", "timezone: `Europe/Berlln`", "on_no_quorum"]
+        {
             assert!(said.iter().any(|said| said.contains(wanted)), "{wanted}: {said:?}");
         }
     }

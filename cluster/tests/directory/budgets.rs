@@ -131,6 +131,13 @@ fn unknown_words_and_fields_are_errors() {
     ] {
         assert!(serde_saphyr::from_str::<Resources>(yaml).is_err(), "{yaml}");
     }
-    let later = problems("budgets: { b: { limit: $1, window: day, on_unknown_price: refuse } }");
-    assert_eq!(later, ["budgets.b.on_unknown_price: `on_unknown_price` is not available in this version"]);
+    let price = "{ assume: { input: $5 } }";
+    let wrong = problems(&format!("budgets: {{ b: {{ limit: 9 tokens, window: day, on_unknown_price: {price} }} }}"));
+    assert_eq!(
+        wrong,
+        [
+            "budgets.b.on_unknown_price.assume.output: is missing; write `$0` where it costs nothing",
+            "budgets.b.on_unknown_price: says nothing for a limit that is not in dollars; leave it out",
+        ]
+    );
 }

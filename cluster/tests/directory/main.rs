@@ -132,7 +132,7 @@ routes:
 keys:
   web: { secret: "${WEB_KEY}", max_parallel: 3 }
 budgets:
-  b: { limit: $1, window: day, mode: soft, on_no_quorum: open, overdraft: $1, each: end_user }
+  b: { limit: $1, window: day, on_no_quorum: open, overdraft: $1, each: end_user }
 "#,
     );
     assert_eq!(
@@ -143,7 +143,6 @@ budgets:
             "routes.support.cache.share: `share: team` is not available in this version",
             "routes.support.guards: `guards` is not available in this version",
             "keys.web.max_parallel: `max_parallel` is not available in this version",
-            "budgets.b.mode: `mode: soft` is not available in this version",
             "budgets.b.on_no_quorum: `on_no_quorum: open` is not available in this version",
             "budgets.b.overdraft: `overdraft` is not available in this version",
             "budgets.b.each: `each` is not available in this version",

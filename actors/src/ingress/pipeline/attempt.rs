@@ -292,14 +292,15 @@ impl Attempts {
         reservation: Reservation,
         admission: Admission,
     ) -> Result<Live, Failed> {
-        let body = self.body(target, provider, vendor)?;
+        let cap = reservation.cap();
+        let body = self.body(target, provider, vendor, cap)?;
         self.made += 1;
         let source = Source {
             dialect: vendor.dialect,
             provider: Arc::clone(&target.provider),
             model: Arc::clone(&target.model),
             attempts: self.made,
-            cap: self.cap(vendor),
+            cap: cap.or(self.cap(vendor)),
         };
         self.head.lock().asked = Some(source.clone());
         let first_by = self.first_content_by(provider);
@@ -330,19 +331,21 @@ impl Attempts {
         }
     }
 
-    /// The request in the provider's dialect.
-    fn body(&self, target: &Target, provider: &Provider, vendor: &Vendor) -> Result<Bytes, Failed> {
+    /// The request in the provider's dialect, its answers capped at so many tokens where the client did not cap them.
+    fn body(&self, target: &Target, provider: &Provider, vendor: &Vendor, cap: Option<u64>) -> Result<Bytes, Failed> {
         if vendor.dialect == self.from {
             let change = splice::Change {
                 model: Some(&target.model),
                 include_usage: self.request.stream && vendor.quirks.supports_stream_usage,
-                ..splice::Change::default()
+                output_max: cap,
+                max_tokens_field: vendor.quirks.max_tokens_field,
             };
             return Ok(Bytes::from(splice::splice(self.from, &self.raw, &change)));
         }
         let mut request = ChatRequest::clone(&self.request);
         request.model = target.model.to_string();
         request.include_usage = self.request.stream;
+        request.output_max = request.output_max.or(cap);
         let encoded = vendor.dialect.encode_request(&request, self.from, &vendor.quirks);
         let strict = provider.on_unknown_fields == OnUnknownFields::Refuse;
         if let Some(field) = encoded.dropped.iter().find(|field| strict || decides(field)) {
@@ -372,14 +375,19 @@ impl Attempts {
         let facts = self.published.directory.facts(&target.provider, &target.model);
         let wanted = self.request.output_max.or(self.cap(vendor)).unwrap_or(u64::MAX);
         let each = wanted.min(facts.output_max.unwrap_or(OUTPUT_MAX));
+        let choices = u64::from(self.request.choices.max(1));
         let tokens = TokenCounts {
             input: tokens::input_upper_bound(&self.request).min(facts.context.unwrap_or(u64::MAX)),
-            output: each.saturating_mul(u64::from(self.request.choices.max(1))),
+            output: each.saturating_mul(choices),
             images: images(&self.request),
             calls: 1,
             ..TokenCounts::default()
         };
-        Bound { tokens, hidden_reasoning: facts.hidden_reasoning || asks_to_think(&self.request) }
+        let hidden_reasoning = facts.hidden_reasoning || asks_to_think(&self.request);
+        // A cap below what the client lets the model think would be refused.
+        let named = self.request.output_max.is_some() || self.request.extra.contains_key("thinking");
+        let may_cap = if named { 0 } else { choices };
+        Bound { tokens, hidden_reasoning, may_cap }
     }
 
     /// When the first content must be there: for an answer that comes whole, when all of it must.

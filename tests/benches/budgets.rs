@@ -1,0 +1,333 @@
+//! What a budget costs a request, and how close to its limit it is spent.
+//!
+//! `cargo bench --bench budgets` prints a table and writes `tests/benches/results/budgets.json`. The first part is real
+//! time: taking and settling rights, beside as many plain counters behind one lock. The second is virtual time: a trace of
+//! requests over three nodes whose ledger takes five milliseconds an answer.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a benchmark, not the product"
+)]
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use actors::quota::escrow::{Escrow, Ledger, Marks, NotReserved};
+use actors::quota::held::Demand;
+use actors::quota::{Account, Bound, Quota};
+use cluster::directory::budget::{Budget, Mode, Period, Unit};
+use cluster::directory::price::TokenCounts;
+use cluster::id::{Incarnation, NodeId};
+use cluster::ledger::accounts::{Accounts, Declared, Place, Roll, Told};
+use cluster::ledger::book::Statement;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+/// As in the product.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const NODES: u64 = 3;
+
+/// How long the ledger takes: a round to a majority, and its disks.
+const COMMIT: Duration = Duration::from_millis(5);
+
+/// One ledger for all nodes.
+#[derive(Clone, Default)]
+struct Books {
+    accounts: Arc<Mutex<Accounts>>,
+    commands: Arc<AtomicU64>,
+    statements: Arc<AtomicU64>,
+}
+
+struct Line {
+    books: Books,
+    number: u64,
+}
+
+impl Ledger for Line {
+    fn say(&self, said: Vec<(Place, Statement)>) -> BoxFuture<'static, Result<Vec<Told>, String>> {
+        let (books, number) = (self.books.clone(), self.number);
+        async move {
+            books.commands.fetch_add(1, Ordering::Relaxed);
+            books.statements.fetch_add(said.len() as u64, Ordering::Relaxed);
+            tokio::time::sleep(COMMIT).await;
+            let (life, node) = (Incarnation::new(1 + number), NodeId::new(number));
+            let mut accounts = books.accounts.lock();
+            Ok(said.into_iter().map(|(place, said)| accounts.state(place, life, node, said, false)).collect())
+        }
+        .boxed()
+    }
+}
+
+struct Disk;
+
+impl Marks for Disk {
+    fn write(&self, _marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>> {
+        tokio::time::sleep(Duration::from_millis(1)).map(Ok).boxed()
+    }
+}
+
+/// Budgets of so many tokens each, and the nodes that spend them.
+fn world(limits: &[u64], nodes: u64) -> (Books, Vec<Place>, Vec<Escrow>) {
+    let books = Books::default();
+    let declared: Vec<Declared> = limits
+        .iter()
+        .enumerate()
+        .map(|(number, limit)| Declared { name: format!("b{number}"), terms: String::new(), limit: *limit })
+        .collect();
+    let mut accounts = books.accounts.lock();
+    accounts.align(&declared);
+    let ids: Vec<_> = accounts.iter().map(|(id, _)| id).collect();
+    for budget in &ids {
+        accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
+    }
+    drop(accounts);
+    let places: Vec<Place> = ids.into_iter().map(|budget| Place { budget, window: 0 }).collect();
+    let node = |number| {
+        let (escrow, says, marking) = Escrow::new(Arc::new(Line { books: books.clone(), number }), Arc::new(Disk));
+        let mut loops = JoinSet::new();
+        loops.spawn(says);
+        loops.spawn(marking);
+        loops.detach_all();
+        let named =
+            places.iter().enumerate().map(|(number, place)| (format!("b{number}").into(), (*place, Unit::Tokens)));
+        escrow.publish(Arc::new(named.collect::<HashMap<_, _>>()));
+        escrow
+    };
+    let escrows = (0..nodes).map(node).collect();
+    (books, places, escrows)
+}
+
+#[derive(Default)]
+struct Report(Vec<Value>);
+
+impl Report {
+    fn row(&mut self, name: &str, value: f64, unit: &str, baseline: f64, beside: &str) {
+        let ratio = value / baseline;
+        println!("{name:<58} {value:>12.1} {unit:<12} {ratio:>8.2}  {beside}: {baseline:.1}");
+        self.0.push(json!({
+            "name": name, "value": value, "unit": unit, "ratio": ratio, "beside": beside, "baseline": baseline,
+        }));
+    }
+
+    fn write(self) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/benches/results");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("budgets.json"), serde_json::to_vec_pretty(&self.0).unwrap()).unwrap();
+        println!("\nwritten: tests/benches/results/budgets.json");
+    }
+}
+
+/// What one request does, on so many budgets.
+async fn take_and_settle(quota: &Quota, account: &Account, budgets: &[Arc<Budget>], times: u64) {
+    let bound = Bound { tokens: TokenCounts { input: 100, output: 400, ..TokenCounts::default() }, ..Bound::default() };
+    let until = Instant::now() + Duration::from_mins(10);
+    for _ in 0..times {
+        let reservation = quota.reserve(account, budgets, bound, None, until).await.unwrap();
+        black_box(reservation.dispatch().settle(TokenCounts::default()));
+    }
+}
+
+fn plain(levels: usize, times: u64) -> f64 {
+    let counters = Mutex::new(vec![0u64; levels]);
+    let began = Instant::now();
+    for _ in 0..times {
+        counters.lock().iter_mut().for_each(|counter| *counter += 500);
+        black_box(&counters);
+        counters.lock().iter_mut().for_each(|counter| *counter -= 500);
+    }
+    began.elapsed().as_nanos() as f64 / times as f64
+}
+
+fn account() -> Account {
+    Account { tenant: "acme".into(), provider: "openai".into(), route: "support".into() }
+}
+
+fn budgets(levels: usize) -> Vec<Arc<Budget>> {
+    let budget = |number| {
+        let limit = "1000000000 tokens".parse().unwrap();
+        Arc::new(Budget {
+            name: format!("b{number}").into(),
+            limit,
+            period: Period::Total,
+            timezone: None,
+            mode: Mode::Hard,
+            assumed: None,
+        })
+    };
+    (0..levels).map(budget).collect()
+}
+
+fn in_the_path(report: &mut Report, times: u64) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for levels in [1, 5] {
+            let (_books, _places, escrows) = world(&vec![1_000_000_000; levels], 1);
+            let (quota, budgets) = (Quota::with(escrows[0].clone()), budgets(levels));
+            let account = account();
+            take_and_settle(&quota, &account, &budgets, times / 10).await;
+            let began = Instant::now();
+            take_and_settle(&quota, &account, &budgets, times).await;
+            let each = began.elapsed().as_nanos() as f64 / times as f64;
+            let name = format!("reserve and settle, {levels} budget(s), nobody else");
+            report.row(&name, each, "ns", plain(levels, times), "counters behind a lock");
+
+            let began = Instant::now();
+            let mut tasks = JoinSet::new();
+            for _ in 0..32 {
+                let (quota, budgets, account) = (quota.clone(), budgets.clone(), account.clone());
+                tasks.spawn(async move { take_and_settle(&quota, &account, &budgets, times / 32).await });
+            }
+            tasks.join_all().await;
+            let together = times as f64 / began.elapsed().as_secs_f64();
+            let name = format!("reserve and settle, {levels} budget(s), 32 tasks");
+            report.row(&name, together, "a second", 1e9 / each, "one task");
+        }
+    });
+}
+
+/// Random, and the same in every run: `SplitMix64`.
+struct Dice(u64);
+
+impl Dice {
+    /// Above 0, below 1.
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        ((mixed >> 12) as f64 + 0.5) / (1u64 << 52) as f64
+    }
+
+    fn exponential(&mut self, mean: f64) -> f64 {
+        -self.unit().ln() * mean
+    }
+
+    /// Log-normal, of this median; `spread` is the deviation of the logarithm.
+    fn tokens(&mut self, median: f64, spread: f64) -> u64 {
+        let normal = (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos();
+        (median * (spread * normal).exp()).clamp(1.0, 4_000.0) as u64
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    passed: u64,
+    /// Without waiting for anything.
+    at_once: u64,
+    /// Of the limit, when somebody was told no for the first time.
+    first_denial: Option<f64>,
+    denied: u64,
+}
+
+struct Load {
+    limit: u64,
+    budgets: usize,
+    /// Of all nodes together.
+    per_second: f64,
+    lasts: Duration,
+}
+
+/// The trace: like one of conversations, prompts of some 1,000 tokens and answers of some 130, which are set aside at 1,000
+/// and come at 50 a second. Arrivals are random, and four times as dense in every tenth second.
+async fn replay(load: Load) -> (Seen, Books) {
+    let (books, places, escrows) = world(&vec![load.limit; load.budgets], NODES);
+    let (mut dice, seen, spent) = (Dice(1), Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicU64::new(0)));
+    let (mut calls, began) = (JoinSet::new(), tokio::time::Instant::now());
+    let mut number = 0usize;
+    while began.elapsed() < load.lasts {
+        let dense = if began.elapsed().as_secs() % 10 == 0 { 4.0 } else { 1.0 };
+        tokio::time::sleep(Duration::from_secs_f64(dice.exponential(1.0 / load.per_second / dense))).await;
+        let (input, output) = (dice.tokens(1_000.0, 0.9), dice.tokens(130.0, 0.9).min(1_000));
+        let (escrow, place) = (escrows[number % escrows.len()].clone(), places[number % places.len()]);
+        number += 1;
+        let (seen, spent) = (Arc::clone(&seen), Arc::clone(&spent));
+        calls.spawn(async move {
+            let until = tokio::time::Instant::now().into_std() + Duration::from_secs(30);
+            let mut reserve = pin!(escrow.reserve(Arc::new([Demand { place, amount: input + 1_000 }]), until));
+            let at_once = (&mut reserve).now_or_never();
+            let waited = at_once.is_none();
+            let reserved = match at_once {
+                Some(reserved) => reserved,
+                None => reserve.await,
+            };
+            match reserved {
+                Ok(hold) => {
+                    let mut seen = seen.lock();
+                    seen.passed += 1;
+                    seen.at_once += u64::from(!waited);
+                    drop(seen);
+                    tokio::time::sleep(Duration::from_millis(200 + 20 * output)).await;
+                    spent.fetch_add(input + output, Ordering::Relaxed);
+                    hold.settle(&[input + output]);
+                }
+                Err(NotReserved::Refused(_) | NotReserved::Unanswered { .. }) => {
+                    let mut seen = seen.lock();
+                    seen.denied += 1;
+                    let share = spent.load(Ordering::Relaxed) as f64 / load.limit as f64;
+                    seen.first_denial.get_or_insert(share);
+                }
+            }
+        });
+    }
+    calls.join_all().await;
+    let seen = std::mem::take(&mut *seen.lock());
+    (seen, books)
+}
+
+fn over_the_trace(report: &mut Report) {
+    let run = |load| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(replay(load))
+    };
+    let (seen, _) = run(Load { limit: 100_000_000, budgets: 1, per_second: 10.0, lasts: Duration::from_mins(20) });
+    let share = seen.at_once as f64 / seen.passed as f64 * 100.0;
+    report.row("admitted without a round trip, of a trace", share, "%", 99.0, "goal");
+
+    let (seen, _) = run(Load { limit: 10_000_000, budgets: 1, per_second: 10.0, lasts: Duration::from_mins(20) });
+    let first = seen.first_denial.map_or(f64::NAN, |share| share * 100.0);
+    report.row("spent when somebody is first told no", first, "% of limit", 98.0, "goal");
+
+    let lasts = Duration::from_secs(30);
+    let load = Load { limit: 1_000_000_000, budgets: 1_000, per_second: 1_667.0 / 1.3, lasts };
+    let (seen, books) = run(load);
+    let seconds = lasts.as_secs_f64();
+    let a_second = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
+    let passed = seen.passed as f64 / seconds;
+    report.row(
+        "commands, 1,000 budgets on three nodes",
+        a_second(&books.commands),
+        "a second",
+        passed,
+        "requests a second",
+    );
+    report.row("statements in them", a_second(&books.statements), "a second", passed, "requests a second");
+    let share = seen.at_once as f64 / seen.passed as f64 * 100.0;
+    report.row("admitted without a round trip, 1,000 budgets", share, "%", 99.0, "goal");
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let at = arguments.iter().position(|argument| argument == "--times");
+    let times: u64 = at.map_or(2_000_000, |at| arguments[at + 1].parse().unwrap());
+    println!("{:<58} {:>12} {:<12} {:>8}  beside\n", "", "", "", "ratio");
+    let mut report = Report::default();
+    in_the_path(&mut report, times);
+    over_the_trace(&mut report);
+    report.write();
+}

@@ -1,0 +1,392 @@
+//! Who pays for what: each case ends with the provider's own bill beside what the budget says.
+
+use futures_util::future::join_all;
+use harness::{
+    DEADLINE, FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, eventually, eventually_within,
+    skipped,
+};
+use serde_json::{Value, json};
+
+use crate::cluster::{FAST, question};
+
+/// Every call is one of the provider's, so `b` pays for all of them.
+const CONFIG: &str = r#"
+resources_revision: 1
+providers:
+  openai: { api_key: upstream, base_url: "{provider}/v1", budgets: [b], timeouts: { first_token: 400ms, total: 20s } }
+  spare: { kind: openai, api_key: spare, base_url: "{provider}/v1", budgets: [b] }
+prices: { openai/m: { input: $0.15, output: $0.60 }, spare/m: { input: $0.15, output: $0.60 } }
+routes:
+  kept: { targets: [openai/m], cache: { mode: exact } }
+  lasting: { targets: [openai/m, spare/m] }
+keys: { web: { secret: the-key-that-every-file-declares-0001 } }
+BUDGETS
+"#;
+
+const WEB: &str = "the-key-that-every-file-declares-0001";
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// What a cut stream may be charged beyond what the provider bills for it.
+const SLACK: u64 = 256;
+
+fn config(revision: u64, budget: &str) -> String {
+    let config = CONFIG.replace("resources_revision: 1", &format!("resources_revision: {revision}"));
+    if budget.is_empty() {
+        return config.replace("BUDGETS", "").replace(", budgets: [b]", "");
+    }
+    config.replace("BUDGETS", &format!("budgets: {{ b: {{ {budget} }} }}"))
+}
+
+fn builder(provider: &FakeProvider, budget: &str) -> TestClusterBuilder {
+    TestCluster::builder(binary!()).config(&config(1, budget)).cluster(FAST).provider("provider", provider)
+}
+
+async fn provider(tokens: &str) -> FakeProvider {
+    FakeProvider::builder(binary!()).arguments(&["--answer-tokens", tokens]).start().await
+}
+
+/// A node that is alone, on this budget.
+async fn alone(budget: &str) -> (FakeProvider, TestCluster) {
+    let provider = provider("8").await;
+    let cluster = builder(&provider, budget).nodes(1).start().await;
+    (provider, cluster)
+}
+
+fn asking(model: &str, content: &str) -> Value {
+    json!({ "model": model, "max_tokens": 50, "messages": [{ "role": "user", "content": content }] })
+}
+
+fn streamed(mut body: Value) -> Value {
+    body["stream"] = true.into();
+    body
+}
+
+async fn standing(member: &Member, key: &str) -> Value {
+    member.admin(key).get("/admin/v1/budgets/b/standing").await.json()
+}
+
+/// The status of one call more.
+async fn one_more(member: &Member) -> u16 {
+    let mut question = question();
+    question["max_tokens"] = 50.into();
+    member.as_key(WEB).with_deadline(LONG).post(CHAT, &question).await.status
+}
+
+/// Calls until it is told no; how many passed.
+async fn drain(member: &Member) -> u64 {
+    let mut passed = 0;
+    loop {
+        match one_more(member).await {
+            200 => passed += 1,
+            429 => return passed,
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_too_late_is_charged_beside_the_one_that_answered() {
+    let (provider, cluster) = alone("limit: 9 requests, window: total").await;
+    provider.script(json!([{ "match": { "key": "upstream" }, "hold": "before_head" }])).await;
+
+    let answer = cluster[0].as_key(WEB).stream(CHAT, &streamed(asking("lasting", "who?"))).await;
+    assert_eq!((answer.status, answer.header("x-lea-provider")), (200, Some("spare")));
+    answer.rest().await;
+
+    let admin = cluster.admin_key().await;
+    eventually("both are charged", async || standing(&cluster[0], &admin).await["settled"] == 2).await;
+    provider.release().await;
+    assert_eq!(provider.settled().await.total.requests, 2);
+}
+
+/// Who waits for another's call needs nothing himself; nor does who finds an answer that is kept.
+#[tokio::test]
+async fn a_hundred_identical_requests_pass_on_a_budget_for_one_and_its_answer_is_had_after_it() {
+    let (provider, cluster) = alone("limit: 1 request, window: total").await;
+    let client = cluster[0].as_key(WEB).with_deadline(LONG);
+
+    let answers = join_all((0..100).map(|_| client.post(CHAT, &asking("kept", "who?")))).await;
+
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert_eq!(client.post(CHAT, &asking("kept", "who else?")).await.status, 429);
+    let again = client.post(CHAT, &asking("kept", "who?")).await;
+    assert_eq!((again.status, again.header("x-lea-cache")), (200, Some("HIT")));
+    assert_eq!(provider.settled().await.total.requests, 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_the_client_leaves_is_charged_what_was_seen_and_the_slack_at_most() {
+    let provider = provider("500").await;
+    let cluster = builder(&provider, "limit: 100000 tokens, window: total").nodes(1).start().await;
+    provider.script(json!([{ "hold": { "after_tokens": 20 } }])).await;
+    let body = json!({ "model": "lasting", "max_tokens": 5000, "stream": true,
+        "messages": [{ "role": "user", "content": "count" }] });
+
+    let mut stream = cluster[0].as_key(WEB).stream(CHAT, &body).await;
+    stream.next_text().await;
+    drop(stream);
+    let seen = provider.saw_hang_up().await;
+    provider.release().await;
+
+    let admin = cluster.admin_key().await;
+    let mut settled = 0;
+    eventually("it is charged", async || {
+        settled = standing(&cluster[0], &admin).await["settled"].as_u64().unwrap();
+        settled > 0
+    })
+    .await;
+    let bill = provider.settled().await.total;
+    let billed = bill.input_tokens + bill.output_tokens;
+    assert!((20..500).contains(&seen.output_tokens), "{seen:?}");
+    assert!(billed <= settled, "{billed} billed, {settled} charged");
+    // The input is charged by a bound of its bytes: some more than the provider counts.
+    let input_max = u64::try_from(body.to_string().len()).unwrap();
+    assert!(settled <= billed + SLACK + input_max, "{billed} billed, {settled} charged");
+}
+
+/// What a process had under way when it was killed is never given back.
+#[tokio::test]
+async fn streams_under_way_in_a_crash_stay_paid_for() {
+    let (provider, mut cluster) = alone("limit: 1000 requests, window: total").await;
+    provider.script(json!([{ "hold": { "after_tokens": 1 }, "times": 5 }])).await;
+    let client = cluster[0].as_key(WEB);
+    let streams = join_all((0..5).map(|_| {
+        let client = client.clone();
+        async move { client.stream(CHAT, &streamed(question())).await }
+    }))
+    .await;
+    assert!(streams.iter().all(|stream| stream.status == 200));
+
+    cluster.kill(0).await;
+    drop(streams);
+    provider.release().await;
+    let billed = provider.settled().await.total.requests;
+    assert_eq!(billed, 5);
+    cluster.start_ready(0).await;
+
+    let admin = cluster.admin_key().await;
+    let mut now = Value::Null;
+    eventually_within(LONG, "the life before is settled", async || {
+        now = standing(&cluster[0], &admin).await;
+        now["lines"][0]["stage"] == "settled"
+    })
+    .await;
+    let paid = now["settled"].as_u64().unwrap() + now["burned"].as_u64().unwrap();
+    assert!((5..100).contains(&paid), "{now}");
+    assert_eq!(drain(&cluster[0]).await, 1_000 - paid, "and the rest can be spent");
+    assert!(provider.settled().await.total.requests <= 1_000);
+}
+
+#[tokio::test]
+async fn a_key_that_is_deleted_while_it_spends_is_charged_all_the_same() {
+    let (provider, cluster) = alone("limit: 9 requests, window: total").await;
+    let operator = cluster.operator(0).await;
+    let key = operator.create_key("leaver").await;
+    provider.script(json!([{ "hold": { "after_tokens": 1 } }])).await;
+    let mut stream = cluster[0].as_key(&key).stream(CHAT, &streamed(question())).await;
+    stream.next_text().await;
+
+    operator.revoke_key("leaver").await;
+    let path = "/admin/v1/keys/leaver";
+    assert_eq!(operator.client().send(http::Method::DELETE, path, "").await.status, 200);
+
+    stream.rest().await;
+    provider.release().await;
+    let admin = cluster.admin_key().await;
+    eventually("it is charged", async || standing(&cluster[0], &admin).await["settled"] == 1).await;
+    assert_eq!(provider.settled().await.total.requests, 1);
+}
+
+#[tokio::test]
+async fn a_budget_made_again_under_its_name_begins_at_nothing() {
+    let (provider, cluster) = alone("limit: 3 requests, window: total").await;
+    assert_eq!(drain(&cluster[0]).await, 3);
+    let change = |revision, budget: &str| {
+        cluster.write_config("edge-0", &config(revision, budget));
+        cluster.hang_up(0);
+    };
+
+    change(2, "");
+    eventually_within(DEADLINE, "nothing is limited", async || one_more(&cluster[0]).await == 200).await;
+    let unlimited = provider.settled().await.total.requests;
+    change(3, "limit: 3 requests, window: total");
+    let admin = cluster.admin_key().await;
+    let shown = async || cluster[0].admin(&admin).get("/admin/v1/budgets/b/standing").await;
+    eventually_within(DEADLINE, "it is there again", async || shown().await.status == 200).await;
+    assert_eq!(shown().await.json()["settled"], 0);
+
+    eventually_within(LONG, "it is full again", async || one_more(&cluster[0]).await == 429).await;
+    let admitted = provider.settled().await.total.requests - unlimited;
+    assert_eq!(standing(&cluster[0], &admin).await["limit"], 3);
+    assert!(admitted >= 3, "{admitted}");
+    eventually("all of it is said", async || standing(&cluster[0], &admin).await["settled"] == 3).await;
+}
+
+#[tokio::test]
+async fn a_limit_that_is_raised_lets_as_many_more_pass() {
+    let (provider, cluster) = alone("limit: 5 requests, window: total").await;
+    assert_eq!(drain(&cluster[0]).await, 5);
+
+    cluster.write_config("edge-0", &config(2, "limit: 8 requests, window: total"));
+    cluster.hang_up(0);
+
+    eventually_within(DEADLINE, "one more passes", async || one_more(&cluster[0]).await == 200).await;
+    assert_eq!(drain(&cluster[0]).await, 2);
+    assert_eq!(provider.settled().await.total.requests, 8);
+}
+
+/// It holds what it held, and wakes to a world that went on.
+#[tokio::test]
+async fn a_node_that_is_paused_neither_spends_more_than_it_holds_nor_stops_the_others() {
+    const LIMIT: u64 = 120;
+    let provider = provider("8").await;
+    let cluster = builder(&provider, &format!("limit: {LIMIT} requests, window: total")).start().await;
+    for number in 0..30 {
+        assert_eq!(one_more(&cluster[number % 3]).await, 200);
+    }
+    let leader = cluster.leader().await;
+    let asleep = (leader + 1) % 3;
+
+    cluster.pause(asleep);
+    let awake = [leader, (leader + 2) % 3];
+    join_all(awake.map(|number| drain(&cluster[number]))).await;
+    cluster.resume(asleep);
+
+    // Asleep too long it serves again only when it has heard from the group.
+    eventually_within(LONG, "it is awake", async || one_more(&cluster[asleep]).await != 503).await;
+    drain(&cluster[asleep]).await;
+    let spent = async || provider.settled().await.total.requests;
+    eventually_within(LONG, "all of it is spent", async || {
+        one_more(&cluster[leader]).await;
+        spent().await == LIMIT
+    })
+    .await;
+    assert_eq!(one_more(&cluster[asleep]).await, 429);
+    assert_eq!(spent().await, LIMIT);
+}
+
+/// The next day's money can be had a day early by such a clock; never twice.
+#[tokio::test]
+async fn a_clock_that_jumps_a_day_and_back_spends_no_day_twice() {
+    const LIMIT: u64 = 10;
+    let library =
+        ["x86_64", "aarch64"].map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"));
+    let Some(library) = library.iter().find(|path| std::fs::exists(path).unwrap_or_default()) else {
+        return skipped("spending::a_clock_that_jumps_a_day_and_back_spends_no_day_twice", "faketime is not installed");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    std::fs::write(&clock, "+0\n").unwrap();
+    let provider = provider("8").await;
+    let mut cluster = builder(&provider, &format!("limit: {LIMIT} requests, window: day")).prepare().await;
+    for number in [0, 1, 2] {
+        cluster.set_env(number, "LD_PRELOAD", library);
+        cluster.set_env(number, "FAKETIME_TIMESTAMP_FILE", &clock.display().to_string());
+        cluster.set_env(number, "FAKETIME_NO_CACHE", "1");
+        cluster.set_env(number, "FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        cluster.start(number);
+    }
+    for number in [0, 1, 2] {
+        cluster.ready(number).await;
+    }
+    let first = join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await;
+    assert_eq!(first.iter().sum::<u64>(), LIMIT);
+
+    std::fs::write(&clock, "+1d\n").unwrap();
+    eventually_within(LONG, "the next day has begun", async || one_more(&cluster[0]).await == 200).await;
+    let second = join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await;
+    assert_eq!(1 + second.iter().sum::<u64>(), LIMIT);
+
+    std::fs::write(&clock, "+0\n").unwrap();
+    for number in [0, 1, 2] {
+        assert_eq!(one_more(&cluster[number]).await, 429, "yesterday is over");
+    }
+    assert_eq!(provider.settled().await.total.requests, 2 * LIMIT);
+}
+
+/// `LEA_LONG=1` makes it a thousand.
+#[tokio::test]
+async fn many_budgets_hold_beside_each_other_on_three_nodes() {
+    let count = if std::env::var_os("LEA_LONG").is_some() { 1_000 } else { 150 };
+    let budgets: Vec<String> =
+        (0..count).map(|number| format!("b{number}: {{ limit: 2 requests, window: day }}")).collect();
+    let keys = (0..count).map(|number| {
+        format!("k{number}: {{ secret: a-key-that-has-a-budget-of-its-own-{number:04}, budgets: [b{number}] }}")
+    });
+    let config = format!(
+        "resources_revision: 1\nproviders: {{ openai: {{ api_key: upstream, base_url: \"{{provider}}/v1\" }} }}\n\
+         keys: {{ {} }}\nbudgets: {{ {} }}\n",
+        keys.collect::<Vec<_>>().join(", "),
+        budgets.join(", ")
+    );
+    let provider = provider("8").await;
+    let cluster =
+        TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", &provider).start().await;
+
+    let calls = join_all((0..count).map(|number| {
+        let key = format!("a-key-that-has-a-budget-of-its-own-{number:04}");
+        let cluster = &cluster;
+        async move {
+            let each = join_all([0, 1, 2].map(|node| {
+                let client = cluster[node].as_key(&key).with_deadline(LONG);
+                async move {
+                    let mut question = question();
+                    question["max_tokens"] = 9.into();
+                    client.post(CHAT, &question).await.status
+                }
+            }))
+            .await;
+            let mut each = each;
+            each.sort_unstable();
+            each
+        }
+    }))
+    .await;
+
+    let odd: Vec<_> = calls.iter().enumerate().filter(|(_, statuses)| **statuses != [200, 200, 429]).collect();
+    assert!(odd.is_empty(), "{} of {count}: {:?}", odd.len(), odd.iter().take(9).collect::<Vec<_>>());
+    assert_eq!(provider.settled().await.total.requests, 2 * count);
+}
+
+/// A soft budget sets aside less than an answer may cost, and records all that it did.
+#[tokio::test]
+async fn a_soft_budget_records_what_it_was_exceeded_by() {
+    let provider = provider("3000").await;
+    let cluster = builder(&provider, "limit: 2000 tokens, window: total, mode: soft").nodes(1).start().await;
+    let client = cluster[0].as_key(WEB).with_deadline(LONG);
+    let long = json!({ "model": "lasting", "max_tokens": 9000, "messages": [{ "role": "user", "content": "go on" }] });
+
+    assert_eq!(client.post(CHAT, &long).await.status, 200);
+    assert_eq!(client.post(CHAT, &long).await.status, 429, "what was exceeded is known");
+
+    let bill = provider.settled().await.total;
+    let admin = cluster.admin_key().await;
+    eventually("all is recorded", async || {
+        standing(&cluster[0], &admin).await["settled"] == bill.input_tokens + bill.output_tokens
+    })
+    .await;
+    assert!(bill.output_tokens > 2_000, "{bill:?}");
+}
+
+#[tokio::test]
+async fn a_model_without_a_price_is_counted_at_the_one_that_is_assumed_or_refused() {
+    let provider = provider("100").await;
+    let unpriced = config(1, "limit: $1, window: total, on_unknown_price: { assume: { input: $1, output: $10 } }")
+        .replace("prices:", "#prices:");
+    let node = TestCluster::builder(binary!()).config(&unpriced).cluster(FAST).provider("provider", &provider);
+    let cluster = node.nodes(1).start().await;
+    let ask = async || cluster[0].as_key(WEB).post(CHAT, &asking("lasting", "who?")).await;
+
+    assert_eq!(ask().await.status, 200);
+    let bill = provider.settled().await.total;
+    let assumed = bill.input_tokens * 1_000 + bill.output_tokens * 10_000;
+    let admin = cluster.admin_key().await;
+    eventually("it is counted", async || standing(&cluster[0], &admin).await["settled"] == assumed).await;
+
+    let refusing = config(2, "limit: $1, window: total").replace("prices:", "#prices:");
+    cluster.write_config("edge-0", &refusing);
+    cluster.hang_up(0);
+    eventually("it is refused", async || ask().await.status == 403).await;
+    assert_eq!(ask().await.json()["error"]["code"], "model_not_priced");
+}
