@@ -200,10 +200,9 @@ async fn an_answer_that_nobody_capped_is_as_long_as_the_budget_allows() {
     let cap = |seen: &Seen| serde_json::from_str::<Value>(&seen.body).unwrap()["max_completion_tokens"].clone();
     assert_eq!(cap(&seen[0]), Value::Null);
     let caps: Vec<u64> = answers.iter().filter_map(|answer| answer.header("x-lea-max-tokens")?.parse().ok()).collect();
-    assert!(caps.iter().is_sorted_by(|before, after| before > after), "{caps:?}");
+    assert!(caps.is_sorted_by(|before, after| before >= after) && caps[0] > 8_192, "{caps:?}");
+    assert!(caps.iter().filter(|cap| **cap < 4_096).count() <= 3, "only the last ones are short: {caps:?}");
     assert_eq!(cap(seen.last().unwrap()), caps[caps.len() - 1]);
-    let finish = |answer: &Reply| answer.json()["choices"][0]["finish_reason"].clone();
-    assert_eq!((finish(&answers[0]), finish(answers.last().unwrap())), ("stop".into(), "length".into()), "{caps:?}");
     let bill = provider.settled().await.total;
     assert!(bill.input_tokens + bill.output_tokens <= 200_000, "{bill:?}");
     assert!(bill.input_tokens + bill.output_tokens >= 199_000, "{bill:?}");

@@ -1,8 +1,8 @@
 //! How long an answer may become that nobody capped: as long as the model can, unless the budgets have less.
 //!
-//! The longest answer is asked for first, and what other nodes do not use is called back for it. Only where the budgets
-//! have no room for that the answer is capped, at what there is room for; it waits for calls under way to end rather than
-//! be capped below [`CAP_FLOOR`].
+//! No answer sets aside more than a part of what is left, so that others can be written beside it: where the longest one
+//! is more than that, the answer is capped. It waits for calls under way to end rather than be capped below [`CAP_FLOOR`];
+//! and only where the budgets themselves have less it is capped at what they have.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +17,9 @@ use super::{Bill, Bound, QuotaError, dearest, tokens_of, unreserved};
 
 /// Tokens of an answer that are waited for as an answer that names its length would.
 pub const CAP_FLOOR: u64 = 4_096;
+
+/// Answers that are to be written beside each other: one sets aside no more than its part of what is left.
+pub const BESIDE: u64 = 4;
 
 /// A shorter answer serves nobody: the budget is exceeded.
 pub const CAP_LEAST: u64 = 256;
@@ -74,28 +77,47 @@ impl Asked<'_> {
         if self.bound.may_cap == 0 {
             return Ok((self.rights(self.bound, false).await?, None));
         }
-        match self.rights(self.bound, true).await {
-            Err(QuotaError::Exceeded { .. }) => {}
-            taken => return Ok((taken?, None)),
-        }
-        if let Some(taken) = self.take_what_is_left(CAP_FLOOR).await {
-            return taken;
+        if self.has_room().await? {
+            match self.rights(self.bound, true).await {
+                Err(QuotaError::Exceeded { .. }) => {}
+                taken => return Ok((taken?, None)),
+            }
         }
         let floor = CAP_FLOOR.min(self.longest());
+        if let Some(taken) = self.take_of_what_is_left(floor, |each| floor.max(each / BESIDE)).await {
+            return taken;
+        }
         match self.rights(self.bound.capped(floor), false).await {
             Err(exceeded @ QuotaError::Exceeded { .. }) => {
-                self.take_what_is_left(CAP_LEAST).await.unwrap_or(Err(exceeded))
+                let least = CAP_LEAST.min(floor);
+                self.take_of_what_is_left(least, |each| each).await.unwrap_or(Err(exceeded))
             }
             taken => Ok((taken?, Some(floor))),
         }
     }
 
-    /// `None`: less is left than answers of `least` tokens need.
-    async fn take_what_is_left(&self, least: u64) -> Option<Result<(Rights, Option<u64>), QuotaError>> {
+    /// Whether the longest answers are no more than their part of what is left, as far as anyone has said.
+    async fn has_room(&self) -> Result<bool, QuotaError> {
+        let amounts = self.amounts(self.bound)?;
+        let most = self.escrow.most(&self.places().await?);
+        Ok(amounts.iter().zip(most).all(|(amount, most)| most.is_none_or(|most| amount.saturating_mul(BESIDE) <= most)))
+    }
+
+    async fn places(&self) -> Result<Vec<Place>, QuotaError> {
+        let places = self.escrow.places(self.budgets, self.until).await;
+        places.map_err(|error| unreserved(&error, &[], self.budgets))
+    }
+
+    /// `None`: less is left than answers of `least` tokens need. `cap`: of the longest answers that there is room for.
+    async fn take_of_what_is_left(
+        &self,
+        least: u64,
+        cap: impl Fn(u64) -> u64,
+    ) -> Option<Result<(Rights, Option<u64>), QuotaError>> {
         for _ in 0..TRIES {
             let each = match self.affordable().await {
-                Ok(each) if each < least.min(self.longest()) => return None,
-                Ok(each) => each,
+                Ok(each) if each < least => return None,
+                Ok(each) => cap(each),
                 Err(error) => return Some(Err(error)),
             };
             match self.rights(self.bound.capped(each), true).await {
@@ -113,8 +135,7 @@ impl Asked<'_> {
 
     /// The longest answers that all the budgets seem to have room for.
     async fn affordable(&self) -> Result<u64, QuotaError> {
-        let places = self.escrow.places(self.budgets, self.until).await;
-        let left = self.escrow.left(&places.map_err(|error| unreserved(&error, &[], self.budgets))?);
+        let left = self.escrow.left(&self.places().await?);
         let fits = |each: u64| {
             let amounts = self.amounts(self.bound.capped(each))?;
             Ok(amounts.iter().zip(&left).all(|(amount, left)| amount <= left))
@@ -244,26 +265,40 @@ mod tests {
     /// Another node holds most of it and does not use it: that is no reason to cap.
     #[tokio::test(start_paused = true)]
     async fn what_others_hold_and_do_not_use_is_called_back_rather_than_an_answer_capped() {
-        let quotas = nodes(LONGEST * 2, 2);
-        drop(reserve(&quotas[0], 1, true).await.unwrap());
+        let quotas = nodes(LONGEST * 5, 2);
+        let holds = reserve(&quotas[0], 4, false).await.unwrap();
+        drop(holds);
         tokio::time::sleep(Duration::from_secs(1)).await;
 
         assert_eq!(reserve(&quotas[1], 1, true).await.unwrap().cap(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_capped_at_what_there_is_room_for() {
-        let quotas = nodes(20_000, 1);
+    async fn an_answer_is_capped_at_a_part_of_what_there_is_room_for() {
+        let quotas = nodes(100_000, 1);
 
         let first = reserve(&quotas[0], 1, true).await.unwrap();
-        assert_eq!(first.cap(), Some(20_000 - INPUT));
-        let used = TokenCounts { input: INPUT, output: 4_900, ..TokenCounts::default() };
+        assert_eq!(first.cap(), Some((100_000 - INPUT) / BESIDE));
+        let used = TokenCounts { input: INPUT, output: 79_900, ..TokenCounts::default() };
         assert_eq!(first.dispatch().settle(used).tokens, used);
 
-        assert_eq!(reserve(&quotas[0], 1, true).await.unwrap().cap(), Some(15_000 - INPUT));
-        assert_eq!(reserve(&quotas[0], 3, true).await.unwrap().cap(), Some((15_000 - INPUT) / 3), "each of three");
+        assert_eq!(reserve(&quotas[0], 1, true).await.unwrap().cap(), Some((20_000 - INPUT) / BESIDE));
+        assert_eq!(reserve(&quotas[0], 4, true).await.unwrap().cap(), Some(CAP_FLOOR), "each of four");
         let refused = reserve(&quotas[0], 1, false).await.err();
         assert!(matches!(refused, Some(QuotaError::Exceeded { .. })), "it named its length: {refused:?}");
+    }
+
+    /// A small budget is for more than one at a time.
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_nobody_capped_are_written_beside_each_other() {
+        let quotas = nodes(100_000, 1);
+
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(reserve(&quotas[0], 1, true).await.unwrap());
+        }
+
+        assert!(held.iter().all(|reservation| reservation.cap().is_some_and(|cap| cap >= CAP_FLOOR)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -278,7 +313,7 @@ mod tests {
     /// Calls under way have all of it: rather than with a word or two, an answer waits for what they leave.
     #[tokio::test(start_paused = true)]
     async fn an_answer_waits_for_calls_under_way_rather_than_be_cut_short() {
-        let quotas = nodes(20_000, 1);
+        let quotas = nodes(6_000, 1);
         let first = reserve(&quotas[0], 1, true).await.unwrap().dispatch();
         let mut second = JoinSet::new();
         let quota = quotas[0].clone();

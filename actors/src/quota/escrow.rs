@@ -151,6 +151,12 @@ impl Escrow {
         places.iter().map(|place| held.left(*place).unwrap_or_default()).collect()
     }
 
+    /// What could be taken of each place if nobody used anything that he holds; `None` where the ledger has said nothing.
+    pub fn most(&self, places: &[Place]) -> Vec<Option<u64>> {
+        let held = self.0.held.lock();
+        places.iter().map(|place| held.most(*place)).collect()
+    }
+
     async fn reserve_doubting(
         &self,
         demands: Arc<[Demand]>,

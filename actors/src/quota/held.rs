@@ -123,6 +123,11 @@ impl Spot {
     }
 }
 
+/// Neither proved spent nor burned.
+fn unused(standing: &Standing) -> u64 {
+    standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned)
+}
+
 fn amount_at(demands: &[Demand], place: Place) -> u64 {
     demands.iter().find(|demand| demand.place == place).map_or(0, |demand| demand.amount)
 }
@@ -306,7 +311,7 @@ impl Held {
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
-            let never = amount > standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned);
+            let never = amount > unused(&standing);
             let doubted = now.saturating_duration_since(waiting.since) < waiting.doubt;
             let refused = if over {
                 Some(Refused::Over { place })
@@ -420,6 +425,12 @@ impl Held {
         let spot = self.spots.get(&place)?;
         let standing = spot.standing?;
         Some(standing.limit.saturating_sub(standing.held).saturating_add(spot.lease.idle()))
+    }
+
+    /// What could be taken of a place if nobody used what he holds, as far as the ledger has said. `None`: it has said
+    /// nothing.
+    pub fn most(&self, place: Place) -> Option<u64> {
+        self.spots.get(&place)?.standing.map(|standing| unused(&standing))
     }
 
     pub fn lease(&self, place: Place) -> Option<&Lease> {
