@@ -40,6 +40,24 @@ struct Shared {
     accounts: RwLock<HashMap<Account, Arc<Counters>>>,
     /// `None`: there are no budgets.
     escrow: Option<Escrow>,
+    /// Of budgets that denied something.
+    denied: metrics::Names,
+}
+
+impl Shared {
+    /// Where nobody said which budget it was, it counts for each of them.
+    fn count_denied(&self, error: &QuotaError, budgets: &[Arc<Budget>]) {
+        let (budget, reason) = match error {
+            QuotaError::Exceeded { budget } => (Some(budget), "exceeded"),
+            QuotaError::Unpriced { budget } => (Some(budget), "unpriced"),
+            QuotaError::Unanswered { .. } => (None, "unanswered"),
+            QuotaError::Full => (None, "full"),
+        };
+        match budget {
+            Some(budget) => metrics::denied(&self.denied, budget, reason),
+            None => budgets.iter().for_each(|budget| metrics::denied(&self.denied, &budget.name, reason)),
+        }
+    }
 }
 
 /// Why an attempt may not be made.
@@ -82,7 +100,8 @@ impl Quota {
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (rights, cap) = match &self.0.escrow {
             Some(escrow) if !budgets.is_empty() => {
-                let (rights, cap) = Asked { escrow, budgets, bound, price: price.as_deref(), until }.take().await?;
+                let taken = Asked { escrow, budgets, bound, price: price.as_deref(), until }.take().await;
+                let (rights, cap) = taken.inspect_err(|error| self.0.count_denied(error, budgets))?;
                 (Some(rights), cap)
             }
             Some(_) | None => (None, None),

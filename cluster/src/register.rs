@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::directory::wire::Spec;
 use crate::id::{Incarnation, NodeId};
 use crate::ledger::accounts::{self, Place};
-use crate::ledger::book::Statement;
+use crate::ledger::book::{Reconciled, Statement};
 use serde::{Deserialize, Serialize};
 
 pub use bytes::DecodeError;
@@ -220,14 +220,7 @@ impl Register {
                 }
                 Outcome::quiet(Reply::Done, changed)
             }
-            Act::Unspent { place, incarnation, used } => {
-                let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
-                let outcome = format!("done: window {}, incarnation {incarnation}, {used} used", place.window);
-                let known = self.accounts.reconcile(*place, *incarnation, *used);
-                let done = if known { Ok(()) } else { Err(Refusal::NotOver { incarnation: incarnation.get() }) };
-                let note = Note { outcome: known.then_some(outcome), ..Note::of_node("reconcile budget", name) };
-                Outcome::noted(done.map(|()| (Reply::Done, changed)), note)
-            }
+            Act::Unspent { place, incarnation, used } => self.unspent(*place, *incarnation, *used),
             Act::Started { .. }
             | Act::Admit { .. }
             | Act::Remove { .. }
@@ -238,6 +231,30 @@ impl Register {
             | Act::ReconcilePart { .. }
             | Act::Tick { .. } => Outcome::quiet(Reply::Done, Changed::default()),
         }
+    }
+
+    /// An operator answers for what a life that is over has used.
+    fn unspent(&mut self, place: Place, incarnation: Incarnation, used: u64) -> Outcome {
+        let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
+        let done = self.accounts.reconcile(place, incarnation, used);
+        let outcome = done.as_ref().map(|Reconciled { before, after }| {
+            format!(
+                "done: window {}, node {}, incarnation {incarnation}: {used} said to be used; used {} before and {} after, \
+                 burned {} and {}, returned {} and {}",
+                place.window,
+                after.node,
+                before.used,
+                after.used,
+                before.burned(),
+                after.burned(),
+                before.returned,
+                after.returned,
+            )
+        });
+        let note = Note { outcome, ..Note::of("reconcile", Kind::Budgets, &name, None, None) };
+        let changed = Changed { accounts: true, ..Changed::default() };
+        let done = done.ok_or(Refusal::NotOver { incarnation: incarnation.get() });
+        Outcome::noted(done.map(|_reconciled| (Reply::Done, changed)), note)
     }
 
     /// Whether a life of a node is not the one it lives.

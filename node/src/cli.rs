@@ -47,7 +47,7 @@ pub enum Command {
     Cluster(cluster::ClusterArgs),
     /// Look at and change what the nodes of a cluster share, through any of them.
     Admin(admin::AdminArgs),
-    /// Show what is left of a budget.
+    /// Show what is left of a budget, or give back what was burned of it.
     Budget(admin::BudgetArgs),
 }
 

@@ -9,6 +9,7 @@
 
 #![expect(clippy::result_large_err, reason = "an error that ends the start is as large as it is, and rare")]
 
+mod budget_metrics;
 pub mod budgets;
 mod control;
 mod files;
@@ -16,6 +17,7 @@ mod first_key;
 mod forget;
 mod gossip;
 mod publish;
+mod reconcile;
 mod secrets;
 mod status;
 

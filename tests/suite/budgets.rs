@@ -314,3 +314,148 @@ async fn a_budget_in_money_takes_no_model_without_a_price() {
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (403, &json!("model_not_priced")));
     assert_eq!(provider.bill().await.total.requests, 0);
 }
+
+/// A disk that proves nothing any more burns what its process held, until an operator says what was really spent.
+#[tokio::test]
+async fn what_was_burned_is_given_back_on_an_operators_word() {
+    const LIMIT: u64 = 60;
+    const SPENT: u64 = 20;
+    const RECONCILE: &str = "/admin/v1/budgets/b/reconcile";
+    let provider = provider(10).await;
+    let mut cluster = builder(&provider, &format!("{LIMIT} requests")).nodes(1).start().await;
+    let client = cluster[0].as_key(WEB).with_deadline(LONG);
+    let ask = async || client.post("/v1/chat/completions", &asking(10)).await.status;
+    for _ in 0..SPENT {
+        assert_eq!(ask().await, 200);
+    }
+    let operator = cluster.operator(0).await;
+    let line = operator.get(STANDING).await.json()["lines"][0].clone();
+    let said = |used: Value| json!({ "node": line["node"], "incarnation": line["incarnation"], "used": used });
+    let lives = operator.try_post(RECONCILE, &said(json!(SPENT))).await.unwrap_err();
+    assert_eq!((lives.status, lives.code.as_str()), (409, "not_over"), "{lives:?}");
+
+    cluster.kill(0).await;
+    cluster.start_with(0, &["--adopt-data-dir"]);
+    cluster.ready(0).await;
+    let standing = operator.get(STANDING).await.json();
+    assert_eq!(standing["lines"][0]["stage"], "ended", "{standing}");
+    assert!(standing["burned"].as_u64().unwrap() > 0, "{standing}");
+    while ask().await == 200 {}
+    let spent = provider.settled().await.total.requests;
+    assert!(spent < LIMIT, "what is burned is not spent again: {spent}");
+
+    let more = operator.try_post(RECONCILE, &said(json!(LIMIT + 1))).await.unwrap_err();
+    assert_eq!((more.status, more.code.as_str()), (400, "invalid"), "{more:?}");
+    let nobody = json!({ "node": "edge-7", "incarnation": 1, "used": 0 });
+    let nobody = operator.try_post(RECONCILE, &nobody).await.unwrap_err();
+    assert_eq!(nobody.status, 404);
+    assert!(nobody.message.contains(line["node"].as_str().unwrap()), "{nobody:?}");
+    let (node, incarnation) = (line["node"].as_str().unwrap(), line["incarnation"].to_string());
+    let config = cluster[0].config_path().display().to_string();
+    let command = ["budget", "reconcile", "b", "--node", node, "--incarnation", &incarnation, "-c", &config];
+    let used = ["--used", &format!("{SPENT} requests")];
+    let shown = harness::run(cluster.binary(), &[&command[..], &used[..]].concat(), &[]).await;
+
+    assert!(shown.status.success() && shown.stdout.contains(" requests given back"), "{shown:?}");
+    assert!(shown.stdout.contains("burned     0 requests"), "{shown:?}");
+    eventually_within(LONG, "all of it is spent", async || {
+        ask().await;
+        provider.bill().await.total.requests == LIMIT
+    })
+    .await;
+    assert_eq!(ask().await, 429);
+    assert_eq!(provider.settled().await.total.requests, LIMIT);
+    let audit = operator.get("/admin/v1/audit?limit=1000").await.json();
+    let entries = audit["items"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "budgets");
+    let entry = entries.filter(|entry| entry["action"] == "reconcile").next_back().expect("a line in the audit");
+    assert_eq!((&entry["name"], &entry["who"]), (&json!("b"), &json!("first-admin")), "{entry}");
+    assert!(entry["outcome"].as_str().unwrap().contains(&format!("{SPENT} said to be used")), "{entry}");
+}
+
+/// A node and its disk are lost for good: once it is taken out, what it held is given back the same way.
+#[tokio::test]
+async fn what_a_lost_node_held_is_given_back_once_it_is_taken_out() {
+    let provider = provider(10).await;
+    let mut cluster = builder(&provider, "1000 requests").start().await;
+    let leader = cluster.leader().await;
+    let (lost, left) = ((leader + 1) % 3, leader);
+    for _ in 0..20 {
+        assert_eq!(cluster[lost].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
+    }
+    let operator = cluster.operator(left).await;
+    let line = operator.get(STANDING).await.json()["lines"][0].clone();
+    let id = line["node"].as_str().unwrap().to_owned();
+    assert!(line["granted"].as_u64().unwrap() > 20, "it fetches ahead: {line}");
+    cluster.kill(lost).await;
+    cluster.wipe(lost);
+    let said = json!({ "node": id, "incarnation": line["incarnation"], "used": "20 requests" });
+    let early = operator.try_post("/admin/v1/budgets/b/reconcile", &said).await.unwrap_err();
+    assert_eq!(early.status, 409, "nobody said that it is gone: {early:?}");
+    assert!(early.message.contains(&format!("admin remove {id}")), "{early:?}");
+
+    operator.post(&format!("/admin/v1/members/{id}/remove"), &Value::Null).await;
+    let burned = operator.get(STANDING).await.json()["burned"].as_u64().unwrap();
+    let after = operator.post("/admin/v1/budgets/b/reconcile", &said).await;
+
+    assert!(burned > 0);
+    assert_eq!((after["burned"].as_u64(), after["settled"].as_u64()), (Some(0), Some(20)), "{after}");
+    assert!(after["given_back"].as_u64().unwrap() > 0, "{after}");
+    assert_eq!(after["remaining_high"], 980, "{after}");
+}
+
+/// What is left, what was denied and what is nearly spent is in the metrics of every node; a threshold is told once.
+#[tokio::test]
+async fn budgets_are_seen_in_the_metrics() {
+    let provider = provider(10).await;
+    let cluster = builder(&provider, "10 requests").start().await;
+    one_leader(&cluster, &[0, 1, 2]).await;
+    let b = ("budget", "b");
+    let gauge = async |number: usize, name: &str| cluster[number].metrics().await.value(name, &[b]);
+    let told = async |percent: &str| {
+        let mut all = 0.0;
+        for node in cluster.members() {
+            all += node.metrics().await.count("lea_budget_threshold_total", &[b, ("percent", percent)]);
+        }
+        all
+    };
+
+    for number in 0..10 {
+        assert_eq!(cluster[number % 3].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
+    }
+    assert_eq!(cluster[1].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 429);
+
+    for number in 0..3 {
+        eventually_within(DEADLINE, "every node shows what is spent", async || {
+            gauge(number, "lea_budget_settled").await == Some(10.0)
+        })
+        .await;
+        assert_eq!(gauge(number, "lea_budget_limit").await, Some(10.0));
+        for nothing in ["remaining", "leased", "reserved", "burned"] {
+            assert_eq!(gauge(number, &format!("lea_budget_{nothing}")).await, Some(0.0), "{nothing}");
+        }
+    }
+    let metrics = cluster[1].metrics().await;
+    assert!((metrics.count("lea_budget_denied_total", &[b, ("reason", "exceeded")]) - 1.0).abs() < 0.1);
+    assert!(metrics.count("lea_budget_refill_seconds_count", &[]) > 0.0);
+    for percent in ["50", "80", "100"] {
+        eventually_within(DEADLINE, "the threshold is told", async || told(percent).await > 0.5).await;
+    }
+    let printed: String = cluster.members().iter().map(harness::Member::printed).collect();
+    assert_eq!(printed.matches("a budget has passed a threshold").count(), 3, "once each, by one node");
+
+    let gone =
+        CONFIG.replace("budgets: [b]", "budgets: []").replace("budgets: { b: { limit: LIMIT, window: total } }", "");
+    cluster.write_config("edge-0", &gone.replace("resources_revision: 1", "resources_revision: 2"));
+    cluster.hang_up(0);
+
+    for number in 0..3 {
+        eventually_within(LONG, "a budget that has gone is shown as nothing", async || {
+            gauge(number, "lea_budget_limit").await == Some(0.0)
+                && gauge(number, "lea_budget_settled").await == Some(0.0)
+        })
+        .await;
+    }
+    for percent in ["50", "80", "100"] {
+        assert!((told(percent).await - 1.0).abs() < 0.1, "{percent}");
+    }
+}

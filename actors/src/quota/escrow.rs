@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
 use super::held::{DOUBT_MAX, DOUBT_SHORT, Demand, Held, Refused};
+use super::metrics;
 
 /// The ledger is spoken to at least so often while anything is to be said.
 const EVERY: Duration = Duration::from_millis(250);
@@ -231,6 +232,7 @@ impl Escrow {
             match ledger.say(said).await {
                 Ok(told) => {
                     let told_at = now();
+                    ::metrics::histogram!(metrics::REFILL).record(told_at - said_at);
                     let mut held = self.0.held.lock();
                     for (place, told) in places.into_iter().zip(told) {
                         held.told(place, told, said_at, told_at);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::book::{Book, Standing, Statement};
+use super::book::{Book, Reconciled, Standing, Statement};
 use crate::id::{Incarnation, NodeId};
 
 /// Windows of a budget that are over and still take reports: the last two. Older ones become records.
@@ -263,9 +263,9 @@ impl Accounts {
     }
 
     /// As [`Book::reconcile`].
-    pub fn reconcile(&mut self, place: Place, incarnation: Incarnation, used: u64) -> bool {
-        let window = self.by_id.get_mut(&place.budget).and_then(|account| account.windows.get_mut(&place.window));
-        window.is_some_and(|window| window.book.reconcile(incarnation, used))
+    pub fn reconcile(&mut self, place: Place, incarnation: Incarnation, used: u64) -> Option<Reconciled> {
+        let window = self.by_id.get_mut(&place.budget)?.windows.get_mut(&place.window)?;
+        window.book.reconcile(incarnation, used)
     }
 
     /// Another one: where budgets are spent, or how much, has changed.
@@ -417,7 +417,27 @@ mod tests {
         let book = &accounts.window(a).unwrap().book;
         assert_eq!((book.held(), book.used(), book.burned()), (20, 5, 15));
         assert_eq!(accounts.window(b).unwrap().book.held(), 0);
-        assert!(accounts.reconcile(a, old, 7));
+        let reconciled = accounts.reconcile(a, old, 7).unwrap();
+        assert_eq!((reconciled.before.burned(), reconciled.after.burned()), (15, 0));
         assert_eq!(accounts.window(a).unwrap().book.held(), 7);
+    }
+
+    #[test]
+    fn what_was_given_back_is_not_taken_again_by_an_operators_word() {
+        let mut accounts = Accounts::default();
+        accounts.align(&[declared("a", "usd total", 100)]);
+        let place = rolled(&mut accounts, "a");
+        ask(&mut accounts, place, Statement { used: 5, ..wants(60) });
+        let old = Incarnation::new(1);
+        assert_eq!(accounts.reconcile(place, old, 5), None, "it lives");
+        accounts.end(old);
+
+        accounts.reconcile(place, old, 3).unwrap();
+        assert_eq!(accounts.window(place).unwrap().book.used(), 5, "it said so itself");
+        let again = accounts.reconcile(place, old, 9).unwrap();
+
+        assert_eq!((again.before.returned, again.after.returned), (55, 55));
+        assert_eq!(accounts.window(place).unwrap().book.held(), 9);
+        assert_eq!(accounts.reconcile(place, Incarnation::new(2), 0), None, "nobody's");
     }
 }

@@ -61,6 +61,13 @@ impl Line {
     }
 }
 
+/// What an operator's word made of a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconciled {
+    pub before: Line,
+    pub after: Line,
+}
+
 /// What a node says of one of its lines. Cumulative: said twice, late or in another order it comes to the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct Statement {
@@ -158,16 +165,15 @@ impl Book {
         line.returned = line.returned.max(line.granted.saturating_sub(mark));
     }
 
-    /// An operator says what a life that is over has really used, and answers for it. `false`: there is no such line, or
-    /// it is not over.
-    pub fn reconcile(&mut self, incarnation: Incarnation, used: u64) -> bool {
-        let Some(line) = self.lines.get_mut(&incarnation).filter(|line| line.stage != Stage::Open) else {
-            return false;
-        };
+    /// An operator says what a life that is over has really used, and answers for it. What was given back before stays
+    /// so: others may have spent it. `None`: there is no such line, or it is not over.
+    pub fn reconcile(&mut self, incarnation: Incarnation, used: u64) -> Option<Reconciled> {
+        let line = self.lines.get_mut(&incarnation).filter(|line| line.stage != Stage::Open)?;
+        let before = line.clone();
         line.used = line.used.max(used);
         line.stage = Stage::Settled;
-        line.returned = line.granted.saturating_sub(line.used);
-        true
+        line.returned = line.returned.max(line.granted.saturating_sub(line.used));
+        Some(Reconciled { before, after: line.clone() })
     }
 
     pub fn lines(&self) -> impl Iterator<Item = (Incarnation, &Line)> {

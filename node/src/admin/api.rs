@@ -107,6 +107,7 @@ impl Api {
             | Endpoint::Switch { .. }
             | Endpoint::Drain { .. }
             | Endpoint::Remove { .. }
+            | Endpoint::Reconcile { .. }
             | Endpoint::Standing { .. } => Err(ApiError::Method { allow: endpoint.allowed() }),
         }
     }
@@ -126,6 +127,7 @@ impl Api {
             Endpoint::Switch { provider, off } => resources::switch(control, call, provider, off).await,
             Endpoint::Drain { node } => members::drain(control, call, node).await,
             Endpoint::Remove { node } => members::remove(control, call, node).await,
+            Endpoint::Reconcile { budget } => budgets::reconcile(control, call, budget).await,
             // Refused by its method before.
             Endpoint::List(_)
             | Endpoint::Teams { .. }

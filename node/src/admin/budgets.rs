@@ -1,27 +1,29 @@
-//! What is left of a budget, as the whole cluster knows it at this moment.
+//! What is left of a budget, as the whole cluster knows it at this moment; and giving back by hand what a process that is
+//! over holds of it.
 
 use super::control::Control;
 use super::error::ApiError;
 use super::http::{Answer, Call};
 use super::resources::failed;
-use cluster::directory::budget::{Budget, Unit};
+use cluster::directory::budget::{Amount, Budget, LimitError, Unit};
 use cluster::directory::role::Grant;
+use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Account, Record, Window};
-use cluster::ledger::book::Stage;
+use cluster::ledger::book::{Line, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A budget in its present window. Amounts are in the budget's unit: billionths of a US dollar, tokens or requests.
+/// A budget in its present window, or in the one asked for. Amounts are in the budget's unit: billionths of a US dollar, tokens or requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetStanding {
     pub name: String,
     /// `usd` (in billionths), `tokens` or `requests`.
     pub unit: String,
     pub limit: u64,
-    /// Of the present window, counted from 0; null before the first has begun.
+    /// Which window, counted from 0; null before the first has begun.
     pub window: Option<u64>,
     pub starts: Option<String>,
     /// Null: never.
@@ -65,6 +67,98 @@ pub struct WindowRecord {
     pub burned: u64,
 }
 
+/// What a process that is over has really used of a budget: whoever says it answers for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reconciliation {
+    /// Its name or its id, as the budget's standing shows it.
+    pub node: String,
+    pub incarnation: u64,
+    pub used: Used,
+    /// Left out: the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u64>,
+}
+
+/// `$0.31`, `100k tokens`, `40 requests`; or a number in the budget's unit: billionths of a US dollar, tokens, requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "`used` is an amount such as `$0.31`, or a whole number in the budget's unit")]
+pub enum Used {
+    Number(u64),
+    Text(String),
+}
+
+/// A [`Reconciliation`] of the budget called so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconcile {
+    pub budget: String,
+    pub said: Reconciliation,
+}
+
+/// What came of it: the budget as it stands then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reconciled {
+    #[serde(flatten)]
+    pub standing: BudgetStanding,
+    /// By this: what nobody holds any more.
+    pub given_back: u64,
+    /// Where something was taken otherwise than it was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Used {
+    /// In `unit`; else what is wrong with it.
+    pub fn amount(&self, unit: Unit) -> Result<u64, String> {
+        let text = match self {
+            Self::Number(amount) => return Ok(*amount),
+            Self::Text(text) => text.trim(),
+        };
+        // A bare number of dollars may be meant in dollars or in billionths, unless it is none.
+        if let Ok(number) = text.parse::<u64>()
+            && (number == 0 || unit != Unit::NanoUsd)
+        {
+            return Ok(number);
+        }
+        let amount: Amount = text.parse().map_err(|wrong: LimitError| wrong.to_string())?;
+        if amount.unit == unit {
+            return Ok(amount.amount);
+        }
+        Err(format!("`{text}` is in {}, and the budget in {}", amount.unit.name(), unit.name()))
+    }
+}
+
+impl Reconciled {
+    /// For a person.
+    pub fn words(&self) -> String {
+        let unit = self.standing.counted_in();
+        let mut text = format!("{} given back", unit.show(self.given_back));
+        if let Some(note) = &self.note {
+            text = text + "; " + note;
+        }
+        text + "\n" + &self.standing.words()
+    }
+}
+
+impl From<(Incarnation, &Line)> for LineStanding {
+    fn from((incarnation, line): (Incarnation, &Line)) -> Self {
+        let stage = match line.stage {
+            Stage::Open => "open",
+            Stage::Ended => "ended",
+            Stage::Settled => "settled",
+        };
+        Self {
+            node: line.node.to_string(),
+            incarnation: incarnation.get(),
+            stage: stage.to_owned(),
+            granted: line.granted,
+            used: line.used,
+            returned: line.returned,
+            burned: line.burned(),
+        }
+    }
+}
+
 impl BudgetStanding {
     pub fn new(budget: &Budget, account: &Account) -> Self {
         let mut standing = Self {
@@ -83,13 +177,15 @@ impl BudgetStanding {
             records: account.records().map(WindowRecord::from).collect(),
         };
         if let Some((number, window)) = account.current() {
-            standing.fill(number, window);
+            standing.show(number, window);
         }
         standing
     }
 
-    fn fill(&mut self, number: u64, window: &Window) {
+    /// In this window instead.
+    pub fn show(&mut self, number: u64, window: &Window) {
         let book = &window.book;
+        self.limit = book.limit();
         let (held, used, burned) = (book.held(), book.used(), book.burned());
         self.window = Some(number);
         self.starts = Some(time(window.starts));
@@ -99,32 +195,20 @@ impl BudgetStanding {
         self.leased = held.saturating_sub(used).saturating_sub(burned);
         self.remaining_low = self.limit.saturating_sub(held);
         self.remaining_high = self.limit.saturating_sub(used).saturating_sub(burned);
-        self.lines = book
-            .lines()
-            .map(|(incarnation, line)| LineStanding {
-                node: line.node.to_string(),
-                incarnation: incarnation.get(),
-                stage: match line.stage {
-                    Stage::Open => "open",
-                    Stage::Ended => "ended",
-                    Stage::Settled => "settled",
-                }
-                .to_owned(),
-                granted: line.granted,
-                used: line.used,
-                returned: line.returned,
-                burned: line.burned(),
-            })
-            .collect();
+        self.lines = book.lines().map(LineStanding::from).collect();
+    }
+
+    fn counted_in(&self) -> Unit {
+        match self.unit.as_str() {
+            "tokens" => Unit::Tokens,
+            "requests" => Unit::Requests,
+            _ => Unit::NanoUsd,
+        }
     }
 
     /// For a person.
     pub fn words(&self) -> String {
-        let unit = match self.unit.as_str() {
-            "tokens" => Unit::Tokens,
-            "requests" => Unit::Requests,
-            _ => Unit::NanoUsd,
-        };
+        let unit = self.counted_in();
         let show = |amount: u64| unit.show(amount);
         let resets = self.ends.as_deref().unwrap_or("never");
         let mut text = format!(
@@ -167,6 +251,40 @@ fn time(since_1970: Duration) -> String {
 
 pub async fn standing(control: &dyn Control, call: &Call, name: String) -> Result<Answer, ApiError> {
     call.everywhere(Grant::Viewer, "budgets are everyone's")?;
-    let standing = control.standing(name).await.map_err(|error| failed(call, error))?;
+    let standing = control.standing(name, call.query.window).await.map_err(|error| failed(call, error))?;
     Ok(Answer::ok(json!(standing)))
+}
+
+pub async fn reconcile(control: &dyn Control, call: &Call, budget: String) -> Result<Answer, ApiError> {
+    call.everywhere(Grant::Admin, "budgets are everyone's")?;
+    let said = serde_json::from_value(Json::Object(call.object()?));
+    let said = said.map_err(|error| ApiError::wrong("", error.to_string()))?;
+    let asked = Reconcile { budget, said };
+    let reconciled = control.reconcile(asked, call.context()).await.map_err(|error| failed(call, error))?;
+    Ok(Answer::ok(json!(reconciled)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_is_taken_in_the_budgets_unit_alone() {
+        let text = |text: &str| Used::Text(text.to_owned());
+
+        assert_eq!(text("$0.31").amount(Unit::NanoUsd), Ok(310_000_000));
+        assert_eq!(text("40 requests").amount(Unit::Requests), Ok(40));
+        assert_eq!(text("40").amount(Unit::Requests), Ok(40));
+        assert_eq!(text("1.5k tokens").amount(Unit::Tokens), Ok(1_500));
+        assert_eq!(Used::Number(7).amount(Unit::NanoUsd), Ok(7));
+        assert_eq!(text("0").amount(Unit::NanoUsd), Ok(0));
+        for (wrong, unit, why) in [
+            ("3", Unit::NanoUsd, "does not say of what"),
+            ("$1", Unit::Tokens, "is in usd, and the budget in tokens"),
+            ("-$1", Unit::NanoUsd, "is negative"),
+        ] {
+            let refused = text(wrong).amount(unit).unwrap_err();
+            assert!(refused.contains(why), "{wrong}: {refused}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! away, when it is in force on every node.
 
 use super::access::{Operator, Scope};
-use super::budgets::BudgetStanding;
+use super::budgets::{BudgetStanding, Reconcile, Reconciled};
 use super::status::cluster::ClusterStatus;
 use cluster::directory::kind::{Kind, Origin};
 pub use cluster::register::{Expected, KeyRef};
@@ -38,8 +38,12 @@ pub trait Control: Send + Sync + 'static {
 
     fn cluster(&self) -> ClusterStatus;
 
-    /// What is left of the budget called so. Linearizable: what was said before this call is in it.
-    fn standing(&self, budget: String) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>>;
+    /// What is left of the budget called so, in its present window or the one named. Linearizable: what was said before
+    /// this call is in it.
+    fn standing(&self, budget: String, window: Option<u64>) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>>;
+
+    /// What a process that is over holds of a budget and did not use is given back, on an operator's word.
+    fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>>;
 }
 
 /// A resource as the cluster holds it.
@@ -137,6 +141,9 @@ pub enum ChangeError {
     Invalid(Vec<Wrong>),
     #[error("there is no such thing")]
     NotFound,
+    /// The same where it can be said what there is.
+    #[error("there is no {what}")]
+    NoSuch { what: String },
     #[error("it is there already, at version {current}")]
     Exists { current: u64 },
     /// `current` is None when it is gone.

@@ -44,6 +44,9 @@ pub enum Endpoint {
     Standing {
         budget: String,
     },
+    Reconcile {
+        budget: String,
+    },
     OpenApi,
 }
 
@@ -63,6 +66,7 @@ impl Endpoint {
             ["cluster"] => Some(Self::Cluster),
             ["openapi.json"] => Some(Self::OpenApi),
             ["budgets", name, "standing"] => Some(Self::Standing { budget: decoded(name)? }),
+            ["budgets", name, "reconcile"] => Some(Self::Reconcile { budget: decoded(name)? }),
             ["members", node, "drain"] => Some(Self::Drain { node: decoded(node)? }),
             ["members", node, "remove"] => Some(Self::Remove { node: decoded(node)? }),
             ["keys", key, "revoke"] => Some(Self::Revoke { key: decoded(key)? }),
@@ -99,7 +103,11 @@ impl Endpoint {
             | Self::Standing { .. }
             | Self::OpenApi => "GET, HEAD",
             Self::Item { .. } | Self::Team { .. } => "GET, HEAD, PUT, DELETE",
-            Self::Revoke { .. } | Self::Switch { .. } | Self::Drain { .. } | Self::Remove { .. } => "POST",
+            Self::Revoke { .. }
+            | Self::Switch { .. }
+            | Self::Drain { .. }
+            | Self::Remove { .. }
+            | Self::Reconcile { .. } => "POST",
         }
     }
 
@@ -116,7 +124,7 @@ impl Endpoint {
             Self::Revoke { key } => item(Kind::Keys, key),
             Self::Switch { provider, .. } => item(Kind::Providers, provider),
             Self::Drain { node } | Self::Remove { node } => format!("node `{node}`"),
-            Self::Standing { budget } => item(Kind::Budgets, budget),
+            Self::Standing { budget } | Self::Reconcile { budget } => item(Kind::Budgets, budget),
             Self::List(_) | Self::Members | Self::Audit | Self::Cluster | Self::OpenApi => "such thing".to_owned(),
         }
     }
@@ -155,6 +163,7 @@ impl Endpoint {
             Self::Audit => "/admin/v1/audit",
             Self::Cluster => "/admin/v1/cluster",
             Self::Standing { .. } => "/admin/v1/budgets/{name}/standing",
+            Self::Reconcile { .. } => "/admin/v1/budgets/{name}/reconcile",
             Self::OpenApi => "/admin/v1/openapi.json",
         }
     }
@@ -214,6 +223,7 @@ mod tests {
         assert_eq!(found("budgets"), Some(Endpoint::List(Kind::Budgets)));
         assert_eq!(found("budgets/acme%2Fmonth"), Some(item(Kind::Budgets, "acme/month")));
         assert_eq!(found("budgets/b/standing"), Some(Endpoint::Standing { budget: "b".to_owned() }));
+        assert_eq!(found("budgets/a%2Fb/reconcile"), Some(Endpoint::Reconcile { budget: "a/b".to_owned() }));
         let team = Endpoint::Team { tenant: "acme".to_owned(), name: "support".to_owned() };
         assert_eq!(found("tenants/acme/teams/support"), Some(team));
         for nowhere in [

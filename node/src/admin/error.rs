@@ -72,9 +72,10 @@ impl ApiError {
 
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NoPath | Self::NotFound | Self::NoSuch(_) | Self::Change(ChangeError::NotFound) => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NoPath
+            | Self::NotFound
+            | Self::NoSuch(_)
+            | Self::Change(ChangeError::NotFound | ChangeError::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::Auth(AuthError::Unknown) => StatusCode::UNAUTHORIZED,
             Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) => StatusCode::FORBIDDEN,
@@ -114,7 +115,9 @@ impl ApiError {
             Self::TooLarge { .. } => "too_large",
             Self::Slow(_) => "timeout",
             Self::Broken => "broken_body",
-            Self::NotFound | Self::NoSuch(_) | Self::Change(ChangeError::NotFound) => "not_found",
+            Self::NotFound | Self::NoSuch(_) | Self::Change(ChangeError::NotFound | ChangeError::NoSuch { .. }) => {
+                "not_found"
+            }
             Self::OwnKey => "own_key",
             Self::Precondition { .. } => "precondition_failed",
             Self::Taken { .. } | Self::Change(ChangeError::Exists { .. }) => "exists",

@@ -1,7 +1,7 @@
 //! A cluster in memory, for the tests of the admin API: obeys versions and origins, remembers what it was asked.
 
 use super::access::{Granted, Operator, Scope};
-use super::budgets::BudgetStanding;
+use super::budgets::{BudgetStanding, Reconcile, Reconciled};
 use super::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
     Wrong,
@@ -93,6 +93,25 @@ impl FakeCluster {
 
     pub fn asked(&self) -> Vec<(String, Context)> {
         self.state.lock().asked.clone()
+    }
+}
+
+/// Of a budget that nobody has spent of.
+fn untouched(name: &str) -> BudgetStanding {
+    BudgetStanding {
+        name: name.to_owned(),
+        unit: "requests".to_owned(),
+        limit: 9,
+        window: None,
+        starts: None,
+        ends: None,
+        settled: 0,
+        leased: 0,
+        burned: 0,
+        remaining_low: 9,
+        remaining_high: 9,
+        lines: Vec::new(),
+        records: Vec::new(),
     }
 }
 
@@ -241,7 +260,19 @@ impl Control for FakeCluster {
         cluster()
     }
 
-    fn standing(&self, _budget: String) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
+    fn standing(&self, _budget: String, _window: Option<u64>) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
         async { Err(ChangeError::NotFound) }.boxed()
+    }
+
+    fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>> {
+        let mut state = self.state.lock();
+        let known = state.stored.contains_key(&(Kind::Budgets, asked.budget.clone()));
+        let result = match state.failures.pop_front() {
+            Some(failure) => Err(failure),
+            None if known => Ok(Reconciled { standing: untouched(&asked.budget), given_back: 5, note: None }),
+            None => Err(ChangeError::NotFound),
+        };
+        state.asked.push((format!("reconcile {asked:?}"), context));
+        async { result }.boxed()
     }
 }

@@ -81,6 +81,7 @@ pub struct Query {
     pub limit: Option<usize>,
     pub after: Option<String>,
     pub from: Option<u64>,
+    pub window: Option<u64>,
     pub wait: Wait,
 }
 
@@ -95,12 +96,13 @@ impl Query {
                     query.limit = Some(number(name, &value, 1, LIMIT_MAX as u64)?.try_into().unwrap_or(LIMIT_MAX));
                 }
                 "from" => query.from = Some(number(name, &value, 0, u64::MAX)?),
+                "window" => query.window = Some(number(name, &value, 0, u64::MAX)?),
                 "after" => query.after = Some(value),
                 "wait" if value == "none" => query.wait = Wait::None,
                 "wait" if value == "barrier" => query.wait = Wait::Barrier,
                 "wait" => return Err(ApiError::wrong(name, "is neither `barrier` nor `none`")),
                 _ => {
-                    let known = "known are `limit`, `after`, `from` and `wait`";
+                    let known = "known are `limit`, `after`, `from`, `window` and `wait`";
                     return Err(ApiError::wrong("", format!("the query has something unknown in it; {known}")));
                 }
             }

@@ -4,7 +4,7 @@
 //!
 //! [`Endpoint`]: super::endpoint::Endpoint
 
-use super::budgets::BudgetStanding;
+use super::budgets::{BudgetStanding, Reconciled, Reconciliation};
 use super::control::{AuditEntry, Waited, Wrong};
 use super::http::{BODY_BYTES_MAX, LIMIT, LIMIT_MAX};
 use super::status::cluster::{ClusterStatus, MemberStatus};
@@ -216,10 +216,22 @@ fn budget_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) 
         "get_budget_standing",
         "What is left of a budget, as a majority of the nodes knows it now",
     )
-    .answers(200, "In its present window.", &standing)
+    .parameters(&["window"])
+    .answers(200, "In its present window, or in the one named.", &standing)
     .also(404, "NotFound");
     let path = json!({ "parameters": [parameter("name")], "get": get.0 });
     paths.insert("/admin/v1/budgets/{name}/standing".to_owned(), path);
+    let said = generator.subschema_for::<Reconciliation>().to_value();
+    let reconciled = generator.subschema_for::<Reconciled>().to_value();
+    let about =
+        "Give back what a process that is over holds of a budget and did not use. Whoever says so answers for it";
+    let post = operation("budgets", "reconcile_budget", about)
+        .takes(&said)
+        .answers(200, "The budget as it stands then.", &reconciled)
+        .also(404, "NotFound")
+        .changes();
+    let path = json!({ "parameters": [parameter("name")], "post": post.0 });
+    paths.insert("/admin/v1/budgets/{name}/reconcile".to_owned(), path);
 }
 
 fn cluster_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) {
@@ -341,6 +353,7 @@ fn parameters() -> Json {
         "limit": query("limit", "How many at most.", json!({ "type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT })),
         "after": query("after", "Only what comes after this name: `next` of the page before.", json!({ "type": "string" })),
         "from": query("from", "Only entries from this index on.", json!({ "type": "integer", "minimum": 0 })),
+        "window": query("window", "Which window, counted from 0: the present one and the two before it are kept.", json!({ "type": "integer", "minimum": 0 })),
         "wait": query("wait", "`none`: return when the change is decided, before every node has it.", json!({ "type": "string", "enum": ["barrier", "none"], "default": "barrier" })),
         "ifMatch": header("If-Match", "Only if it has this version (an `etag`), or with `*` if it exists."),
         "ifNoneMatch": header("If-None-Match", "`*`: only if it does not exist."),
@@ -513,7 +526,7 @@ mod tests {
         // One of each kind of endpoint: what the program answers is in the document.
         let all = 2 * Kind::ALL.len()
             + ["teams", "team", "revoke", "off", "on"].len()
-            + ["members", "drain", "remove", "audit", "cluster", "standing", "openapi"].len();
+            + ["members", "drain", "remove", "audit", "cluster", "standing", "reconcile", "openapi"].len();
         assert_eq!(templates.len(), all);
     }
 

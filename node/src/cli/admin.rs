@@ -3,7 +3,7 @@
 mod print;
 
 use super::client::{Answer, Ask, Client, ClientError, PATIENT};
-use crate::admin::budgets::BudgetStanding;
+use crate::admin::budgets::{BudgetStanding, Reconciled, Reconciliation, Used};
 use crate::admin::endpoint::{PREFIX, encode};
 use crate::config::load::{LoadError, glance};
 use crate::config::secret::{Secret, resolve};
@@ -81,7 +81,29 @@ pub struct BudgetArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum BudgetCommand {
     /// Show what is left of a budget, as a majority of the nodes knows it now.
-    Show { name: String },
+    Show {
+        name: String,
+        /// A window that is over, counted from 0: the last two are kept. Left out: the present one.
+        #[arg(long)]
+        window: Option<u64>,
+    },
+    /// Give back what a process that is over holds of a budget and did not use. Whoever says so answers for it: nobody
+    /// checks what was really spent.
+    Reconcile {
+        name: String,
+        /// The node's name or id, as `budget show` names it.
+        #[arg(long)]
+        node: String,
+        /// Which life of the node, as `budget show` names it.
+        #[arg(long)]
+        incarnation: u64,
+        /// What it has really used: `$0.31`, `100k tokens`, `40 requests`.
+        #[arg(long, value_name = "AMOUNT")]
+        used: String,
+        /// A window that is over, counted from 0. Left out: the present one.
+        #[arg(long)]
+        window: Option<u64>,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -298,14 +320,36 @@ pub enum AdminError {
 
 pub async fn budget(args: &BudgetArgs) -> Result<(), AdminError> {
     let client = client(&args.reach, &environment::process)?;
-    let BudgetCommand::Show { name } = &args.command;
-    let answer = get(&client, &format!("budgets/{}/standing", encode(name))).await?;
-    let shown = if args.reach.json {
-        json_text(&answer)
-    } else {
-        serde_json::from_value::<BudgetStanding>(answer).map_err(AdminError::Foreign)?.words()
-    };
+    let answer = about_budget(&client, &args.command).await?;
+    let shown = if args.reach.json { json_text(&answer) } else { budget_words(&args.command, answer)? };
     output::line(&shown).map_err(AdminError::Output)
+}
+
+async fn about_budget(client: &Client, command: &BudgetCommand) -> Result<Json, AdminError> {
+    match command {
+        BudgetCommand::Show { name, window } => {
+            let query = window.map_or_else(String::new, |window| format!("?window={window}"));
+            get(client, &format!("budgets/{}/standing{query}", encode(name))).await
+        }
+        BudgetCommand::Reconcile { name, node, incarnation, used, window } => {
+            let said = Reconciliation {
+                node: node.clone(),
+                incarnation: *incarnation,
+                used: Used::Text(used.clone()),
+                window: *window,
+            };
+            let path = format!("budgets/{}/reconcile", encode(name));
+            change(client, Method::POST, &path, WaitArgs { no_wait: false }, json!(said), None).await
+        }
+    }
+}
+
+fn budget_words(command: &BudgetCommand, answer: Json) -> Result<String, AdminError> {
+    match command {
+        BudgetCommand::Show { .. } => serde_json::from_value(answer).map(|standing: BudgetStanding| standing.words()),
+        BudgetCommand::Reconcile { .. } => serde_json::from_value(answer).map(|done: Reconciled| done.words()),
+    }
+    .map_err(AdminError::Foreign)
 }
 
 pub async fn admin(args: &AdminArgs) -> Result<(), AdminError> {

@@ -19,8 +19,9 @@ use storage::database::DataDir;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{Member, MemberError};
+use super::{Member, MemberError, budget_metrics, reconcile};
 use crate::admin::budgets::BudgetStanding;
+use crate::admin::control::ChangeError;
 use crate::config::reload::describe;
 
 /// How long the ledger has to answer. What is said again comes to the same.
@@ -94,6 +95,7 @@ pub fn start(member: &Member) -> Escrow {
     tasks.spawn("marks", marking);
     tasks.spawn("windows", keep_windows(member.clone()));
     tasks.spawn("recalls", heed_recalls(member.clone(), escrow.clone()));
+    tasks.spawn("budget metrics", budget_metrics::keep(member.clone(), escrow.clone()));
     escrow
 }
 
@@ -112,13 +114,19 @@ pub fn places(register: &Register, generation: Option<u64>) -> Option<(u64, Plac
     Some((accounts.generation(), Arc::new(places)))
 }
 
-/// What the register says of a budget.
-pub fn standing(register: &Register, name: &str) -> Option<BudgetStanding> {
-    let (_id, account) = register.accounts().named(name)?;
-    Some(BudgetStanding::new(&known(register, name)?, account))
+/// What the register says of a budget, in its present window or the one named.
+pub fn standing(register: &Register, name: &str, window: Option<u64>) -> Result<BudgetStanding, ChangeError> {
+    let (_id, account) = register.accounts().named(name).ok_or(ChangeError::NotFound)?;
+    let budget = known(register, name).ok_or(ChangeError::NotFound)?;
+    let mut standing = BudgetStanding::new(&budget, account);
+    if window.is_some() {
+        let (number, window) = reconcile::window_of(name, account, window)?;
+        standing.show(number, window);
+    }
+    Ok(standing)
 }
 
-fn known(register: &Register, name: &str) -> Option<Budget> {
+pub(super) fn known(register: &Register, name: &str) -> Option<Budget> {
     let stored = register.get(Kind::Budgets, name)?;
     let Ok(Spec::Budget(spec)) = Spec::read(Kind::Budgets, stored.spec) else { return None };
     spec.read(name)

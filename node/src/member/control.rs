@@ -17,9 +17,10 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
+use super::reconcile::Plan;
 use super::{Member, budgets, secrets};
 use crate::admin::access::{Operator, Scope};
-use crate::admin::budgets::BudgetStanding;
+use crate::admin::budgets::{BudgetStanding, Reconcile, Reconciled};
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
 };
@@ -217,6 +218,54 @@ impl MemberControl {
         })
     }
 
+    /// Until this node has applied what was decided before this call.
+    async fn catch_up(&self) -> Result<(), ChangeError> {
+        let unavailable = |reason: String| ChangeError::Unavailable { reason, retry_after: RETRY_AFTER };
+        let index = self.member.consensus().read_index(READ_WITHIN).await;
+        let index = index.map_err(|error| unavailable(describe(&error)))?;
+        if self.applies(index, READ_WITHIN).await {
+            Ok(())
+        } else {
+            Err(unavailable("this node has not caught up".to_owned()))
+        }
+    }
+
+    async fn applies(&self, index: u64, within: Duration) -> bool {
+        let mut progress = self.member.consensus().progress();
+        let applied = tokio::time::timeout(within, progress.wait_for(|progress| progress.has(index))).await;
+        matches!(applied, Ok(Ok(_)))
+    }
+
+    /// What nobody can tell from the ledger, an operator answers for.
+    async fn reconcile_budget(&self, asked: &Reconcile, context: &Context) -> Result<Reconciled, ChangeError> {
+        self.catch_up().await?;
+        let consensus = self.member.consensus();
+        let plan = consensus.read(|register| Plan::new(register, asked))?;
+        let Accepted { reply, index, .. } = self.propose(plan.act(), context).await?;
+        match reply {
+            Reply::Done => {}
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            Reply::Put { .. }
+            | Reply::Revoked { .. }
+            | Reply::Deleted
+            | Reply::Unchanged
+            | Reply::Incarnation(_)
+            | Reply::Staged
+            | Reply::Reconciled { .. }
+            | Reply::Older { .. }
+            | Reply::Conflict { .. }
+            | Reply::Told(_) => {
+                return Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") });
+            }
+        }
+        let unseen =
+            || ChangeError::Uncertain { reason: "it was decided, and this node has not seen it yet".to_owned() };
+        if !self.applies(index, READ_WITHIN).await {
+            return Err(unseen());
+        }
+        consensus.read(|register| plan.outcome(register)).ok_or_else(unseen)
+    }
+
     async fn drain_node(&self, node: String) -> Result<(), ChangeError> {
         let node = self.node_called(&node)?;
         self.change_member(&ChangeMember::Drain { node }).await?;
@@ -300,20 +349,16 @@ impl Control for MemberControl {
         self.member.status()
     }
 
-    fn standing(&self, budget: String) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
+    fn standing(&self, budget: String, window: Option<u64>) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
         async move {
-            let consensus = self.member.consensus();
-            let unavailable = |reason: String| ChangeError::Unavailable { reason, retry_after: Duration::from_secs(1) };
-            let index = consensus.read_index(READ_WITHIN).await.map_err(|error| unavailable(describe(&error)))?;
-            let mut progress = consensus.progress();
-            let applied = tokio::time::timeout(READ_WITHIN, progress.wait_for(|progress| progress.has(index))).await;
-            if !matches!(applied, Ok(Ok(_))) {
-                return Err(unavailable("this node has not caught up".to_owned()));
-            }
-            drop(applied);
-            consensus.read(|register| budgets::standing(register, &budget)).ok_or(ChangeError::NotFound)
+            self.catch_up().await?;
+            self.member.consensus().read(|register| budgets::standing(register, &budget, window))
         }
         .boxed()
+    }
+
+    fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>> {
+        async move { self.reconcile_budget(&asked, &context).await }.boxed()
     }
 }
 

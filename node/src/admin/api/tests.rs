@@ -455,6 +455,34 @@ async fn a_budget_is_put_shown_and_deleted() {
     assert_eq!(node.get("admin", "budgets/acme%2Fmonth").await.told(), (404, "not_found"));
 }
 
+#[tokio::test]
+async fn a_budget_is_reconciled_by_an_administrator() {
+    let node = Node::new();
+    node.fake.put(Kind::Budgets, "b", json!({ "limit": "9 requests", "window": "day" }), Origin::File);
+    let said = json!({ "node": "edge-1", "incarnation": 12, "used": "4 requests" });
+
+    let answer = node.ask("admin", "POST", "budgets/b/reconcile", said.clone()).await;
+
+    assert_eq!((answer.status, &answer.body["given_back"], &answer.body["limit"]), (200, &json!(5), &json!(9)));
+    let (asked, context) = node.fake.asked().pop().unwrap();
+    assert!(asked.contains("edge-1") && asked.contains("12") && asked.contains("4 requests"), "{asked}");
+    assert_eq!(context.operator, "admin");
+    assert_eq!(node.ask("operator", "POST", "budgets/b/reconcile", said.clone()).await.told(), (403, "role_needed"));
+    let foreign = node.ask("acme-admin", "POST", "budgets/b/reconcile", said.clone()).await;
+    assert_eq!(foreign.told(), (403, "out_of_scope"));
+    assert_eq!(node.ask("admin", "POST", "budgets/absent/reconcile", said.clone()).await.told(), (404, "not_found"));
+    let lives = || ChangeError::Refused { code: "not_over", reason: "the process lives".to_owned() };
+    node.fake.fail_next(lives());
+    assert_eq!(node.ask("admin", "POST", "budgets/b/reconcile", said.clone()).await.told(), (409, "not_over"));
+    for (field, wrong) in [("used", json!(-1)), ("used", json!(1.5)), ("incarnation", json!("x")), ("sum", json!(1))] {
+        let mut said = said.clone();
+        said[field] = wrong;
+        let refused = node.ask("admin", "POST", "budgets/b/reconcile", said).await;
+        assert_eq!(refused.told(), (400, "invalid"), "{field}: {}", refused.body);
+    }
+    assert_eq!(node.get("admin", "budgets/b/reconcile").await.told(), (405, "method_not_allowed"));
+}
+
 /// Who took himself out was out, and nobody else was in.
 #[tokio::test]
 async fn nobody_takes_away_the_key_he_calls_with() {

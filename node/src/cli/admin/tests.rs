@@ -67,6 +67,41 @@ async fn each_command_asks_for_one_thing() {
 }
 
 #[tokio::test]
+async fn a_budget_is_asked_for_and_reconciled() {
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: BudgetArgs,
+    }
+    let standing = json!({
+        "name": "b", "unit": "requests", "limit": 9, "window": 0, "starts": null, "ends": null, "settled": 4,
+        "leased": 0, "burned": 0, "remaining_low": 5, "remaining_high": 5, "lines": [], "records": [],
+        "given_back": 3, "note": "2 requests were said, and 4 requests had been reported",
+    });
+    let cases = [
+        ("show b", "GET /admin/v1/budgets/b/standing ", "", "b\n  limit      9 requests"),
+        ("show b --window 3", "GET /admin/v1/budgets/b/standing?window=3 ", "", "b\n  limit"),
+        (
+            "reconcile b --node edge-1 --incarnation 12 --used 2 --window 0",
+            "POST /admin/v1/budgets/b/reconcile ",
+            r#"{"node":"edge-1","incarnation":12,"used":"2","window":0}"#,
+            "3 requests given back; 2 requests were said, and 4 requests had been reported\nb\n",
+        ),
+    ];
+    for (line, start, body, words) in cases {
+        let args = Line::try_parse_from(["budget"].into_iter().chain(line.split_whitespace())).unwrap().args;
+        let key = resolve(&SecretRef::text("lea-key"), &nothing).unwrap();
+        let work = async |url| about_budget(&Client { url, key: Some(key.clone()) }, &args.command).await;
+        let (answer, request) = answering(&ok(&standing.to_string()), work).await;
+
+        assert!(request.starts_with(start), "{line}: {request}");
+        assert_eq!(request.split("\r\n\r\n").nth(1), Some(body), "{line}");
+        let shown = budget_words(&args.command, answer.unwrap()).unwrap();
+        assert!(shown.starts_with(words), "{line}: {shown}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_whole() {
     let body =
         json!({ "error": { "code": "invalid", "message": "what was sent is not right", "request_id": "r", "problems": [
