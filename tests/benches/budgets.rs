@@ -268,10 +268,11 @@ async fn replay(load: Load) -> (Seen, Books) {
             };
             match reserved {
                 Ok(hold) => {
-                    let mut seen = seen.lock();
-                    seen.passed += 1;
-                    seen.at_once += u64::from(!waited);
-                    drop(seen);
+                    {
+                        let mut seen = seen.lock();
+                        seen.passed += 1;
+                        seen.at_once += u64::from(!waited);
+                    }
                     tokio::time::sleep(Duration::from_millis(200 + 20 * output)).await;
                     spent.fetch_add(input + output, Ordering::Relaxed);
                     hold.settle(&[input + output]);
