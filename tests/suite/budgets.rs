@@ -1,7 +1,7 @@
 //! Budgets, seen from outside: the provider's own bill says what was spent.
 
 use harness::{
-    DEADLINE, FakeProvider, LONG, Reply, Seen, TestCluster, TestClusterBuilder, TestNetwork, TestNode, binary,
+    DEADLINE, FakeProvider, LONG, Seen, TestCluster, TestClusterBuilder, TestNetwork, TestNode, binary,
     eventually_within, skipped,
 };
 use http::Method;

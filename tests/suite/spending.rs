@@ -32,9 +32,6 @@ const SLACK: u64 = 256;
 
 fn config(revision: u64, budget: &str) -> String {
     let config = CONFIG.replace("resources_revision: 1", &format!("resources_revision: {revision}"));
-    if budget.is_empty() {
-        return config.replace("BUDGETS", "").replace(", budgets: [b]", "");
-    }
     config.replace("BUDGETS", &format!("budgets: {{ b: {{ {budget} }} }}"))
 }
 
@@ -106,7 +103,8 @@ async fn a_hundred_identical_requests_pass_on_a_budget_for_one_and_its_answer_is
     let (provider, cluster) = alone("limit: 1 request, window: total").await;
     let client = cluster[0].as_key(WEB).with_deadline(LONG);
 
-    let answers = join_all((0..100).map(|_| client.post(CHAT, &asking("kept", "who?")))).await;
+    let who = asking("kept", "who?");
+    let answers = join_all((0..100).map(|_| client.post(CHAT, &who))).await;
 
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
     assert_eq!(client.post(CHAT, &asking("kept", "who else?")).await.status, 429);
@@ -191,36 +189,12 @@ async fn a_key_that_is_deleted_while_it_spends_is_charged_all_the_same() {
     let path = "/admin/v1/keys/leaver";
     assert_eq!(operator.client().send(http::Method::DELETE, path, "").await.status, 200);
 
-    stream.rest().await;
+    // A request that had begun runs on.
     provider.release().await;
+    stream.rest().await;
     let admin = cluster.admin_key().await;
     eventually("it is charged", async || standing(&cluster[0], &admin).await["settled"] == 1).await;
     assert_eq!(provider.settled().await.total.requests, 1);
-}
-
-#[tokio::test]
-async fn a_budget_made_again_under_its_name_begins_at_nothing() {
-    let (provider, cluster) = alone("limit: 3 requests, window: total").await;
-    assert_eq!(drain(&cluster[0]).await, 3);
-    let change = |revision, budget: &str| {
-        cluster.write_config("edge-0", &config(revision, budget));
-        cluster.hang_up(0);
-    };
-
-    change(2, "");
-    eventually_within(DEADLINE, "nothing is limited", async || one_more(&cluster[0]).await == 200).await;
-    let unlimited = provider.settled().await.total.requests;
-    change(3, "limit: 3 requests, window: total");
-    let admin = cluster.admin_key().await;
-    let shown = async || cluster[0].admin(&admin).get("/admin/v1/budgets/b/standing").await;
-    eventually_within(DEADLINE, "it is there again", async || shown().await.status == 200).await;
-    assert_eq!(shown().await.json()["settled"], 0);
-
-    eventually_within(LONG, "it is full again", async || one_more(&cluster[0]).await == 429).await;
-    let admitted = provider.settled().await.total.requests - unlimited;
-    assert_eq!(standing(&cluster[0], &admin).await["limit"], 3);
-    assert!(admitted >= 3, "{admitted}");
-    eventually("all of it is said", async || standing(&cluster[0], &admin).await["settled"] == 3).await;
 }
 
 #[tokio::test]

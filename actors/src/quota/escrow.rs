@@ -535,6 +535,20 @@ pub(super) mod tests {
         assert_eq!(books.used(places[0]), 150);
     }
 
+    /// A soft budget, or a bound that was none: the mark comes after what was used, so that the next life can prove the rest.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_used_beyond_what_was_set_aside_is_marked_too() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, _) = books.node(0);
+
+        escrow.reserve(demand(places[0], 100), soon()).await.unwrap().settle(&[900]);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+
+        let lease = escrow.lease(places[0]).unwrap();
+        assert_eq!((books.used(places[0]), lease.used()), (900, 900));
+        assert!(lease.mark() >= 900, "{lease:?}");
+    }
+
     /// Who has left is not waited for: others need not give back what they hold for him.
     #[tokio::test(start_paused = true)]
     async fn nothing_is_called_back_for_who_has_left() {

@@ -374,7 +374,9 @@ impl Held {
             let chunk = (spot.pace.ahead(now) / MARKS_AHEAD).max(spot.pace.largest).max(first);
             let (idle, ready) = (spot.lease.idle(), spot.lease.ready());
             let short = ready < idle && (ready < chunk / 2 || ready < first);
-            if short && !spot.marking {
+            // More was used than was set aside: else the next life's proof would say less than was reported.
+            let behind = spot.lease.busy() > spot.lease.mark();
+            if (short || behind) && !spot.marking {
                 spot.marking = true;
                 marks.push((*place, spot.lease.busy().saturating_add(chunk.min(idle))));
             }

@@ -86,7 +86,7 @@ fn proxy(upstream: SocketAddr) -> Target {
     Target { child, address: line.trim().parse().unwrap() }
 }
 
-/// Everything on: keys, limits per key, breaker, metrics, log at its default level, cache.
+/// Everything on: keys, limits per key, budgets, breaker, metrics, log at its default level, cache.
 fn gateway(folder: &Path, upstream: SocketAddr) -> Target {
     let config = folder.join("gateway.yaml");
     let mut file = std::fs::File::create(&config).unwrap();
@@ -96,7 +96,8 @@ fn gateway(folder: &Path, upstream: SocketAddr) -> Target {
          providers:\n  sim: {{ kind: compatible, base_url: \"http://{upstream}/v1\", api_key: none, connections_max: 1024 }}\n\
          prices:\n  \"sim/*\": {{ input: $0.15, output: $0.60 }}\n\
          routes:\n  bench: {{ targets: [sim/model], cache: {{ mode: exact, ttl: 1h }} }}\n\
-         keys:\n  bench: {{ secret: {KEY}, rpm: 4000000000, tpm: 1000000000000 }}\n"
+         keys:\n  bench: {{ secret: {KEY}, rpm: 4000000000, tpm: 1000000000000, budgets: [day, month] }}\n\
+         budgets:\n  day: {{ limit: $1000000, window: day }}\n  month: {{ limit: $9000000, window: month }}\n"
     )
     .unwrap();
     let addresses = folder.join("gateway.json");
