@@ -366,8 +366,8 @@ async fn what_was_burned_is_given_back_on_an_operators_word() {
     assert_eq!(ask().await, 429);
     assert_eq!(provider.settled().await.total.requests, LIMIT);
     let audit = operator.get("/admin/v1/audit?limit=1000").await.json();
-    let entries = audit["items"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "budgets");
-    let entry = entries.filter(|entry| entry["action"] == "reconcile").next_back().expect("a line in the audit");
+    let mut entries = audit["items"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "budgets");
+    let entry = entries.rfind(|entry| entry["action"] == "reconcile").expect("a line in the audit");
     assert_eq!((&entry["name"], &entry["who"]), (&json!("b"), &json!("first-admin")), "{entry}");
     assert!(entry["outcome"].as_str().unwrap().contains(&format!("{SPENT} said to be used")), "{entry}");
 }

@@ -29,7 +29,7 @@ impl Plan {
     pub fn new(register: &Register, asked: &Reconcile) -> Result<Self, ChangeError> {
         let Reconcile { budget: name, said } = asked;
         let accounts = register.accounts();
-        let unknown = || no_such(format!("budget `{name}`"), accounts.iter().map(|(_, account)| account.name.clone()));
+        let unknown = || no_such(&format!("budget `{name}`"), accounts.iter().map(|(_, account)| account.name.clone()));
         let (budget, account) = accounts.named(name).ok_or_else(unknown)?;
         let unit = known(register, name).ok_or(ChangeError::NotFound)?.limit.unit;
         let (number, window) = window_of(name, account, said.window)?;
@@ -71,7 +71,7 @@ pub fn window_of<'a>(name: &str, account: &'a Account, wanted: Option<u64>) -> R
     let found = account.windows().find(|(number, _)| *number == wanted);
     found.ok_or_else(|| {
         let kept = account.windows().map(|(number, _)| number.to_string());
-        no_such(format!("window {wanted} of the budget `{name}` that still takes reports"), kept)
+        no_such(&format!("window {wanted} of the budget `{name}` that still takes reports"), kept)
     })
 }
 
@@ -92,12 +92,12 @@ fn line_of<'a>(
         let lines = window.book.lines().map(|(incarnation, line)| format!("{} {incarnation}", line.node));
         let what =
             format!("node `{}` with incarnation {incarnation} in window {number} of the budget `{name}`", said.node);
-        no_such(what, lines)
+        no_such(&what, lines)
     })
 }
 
 /// What is not there, beside what is.
-fn no_such(what: String, there: impl Iterator<Item = String>) -> ChangeError {
+fn no_such(what: &str, there: impl Iterator<Item = String>) -> ChangeError {
     let all: Vec<String> = there.collect();
     let named = all.get(..NAMED_MAX).unwrap_or(&all).join(", ");
     let what = match all.len().saturating_sub(NAMED_MAX) {
@@ -176,10 +176,9 @@ mod tests {
         }
 
         fn starts(&mut self, nonce: u8, member: &MemberInfo) -> Incarnation {
-            match self.apply(Act::Started { node: NODE, nonce: [nonce; 16], member: member.clone() }) {
-                Reply::Incarnation(incarnation) => incarnation,
-                other => panic!("{other:?}"),
-            }
+            let reply = self.apply(Act::Started { node: NODE, nonce: [nonce; 16], member: member.clone() });
+            let Reply::Incarnation(incarnation) = reply else { panic!("{reply:?}") };
+            incarnation
         }
 
         fn plan(&self, node: &str, incarnation: Incarnation, used: u64) -> Result<Plan, ChangeError> {
