@@ -20,6 +20,8 @@ pub struct Holding {
     cap: u64,
     until: Duration,
     answered: (u64, u64),
+    /// The owner may believe that this node goes by more than nothing.
+    believed: bool,
     demand: u64,
     others_used: u64,
     /// When the others' counts fall, as times.
@@ -75,7 +77,7 @@ impl Holding {
 
     /// Whether the owner need hear of it.
     pub fn is_live(&self, now: Duration) -> bool {
-        self.demand > 0 || (now < self.until && self.cap > 0)
+        self.demand > 0 || self.believed || (now < self.until && self.cap > 0)
     }
 
     /// A request that wants so much does not fit here.
@@ -89,7 +91,7 @@ impl Holding {
 
     #[expect(clippy::too_many_arguments, reason = "each is one field of what is told, by its own name")]
     pub fn report(
-        &self,
+        &mut self,
         limit: LimitId,
         per_minute: u64,
         part: u64,
@@ -98,12 +100,14 @@ impl Holding {
         falls: Vec<(Duration, u64)>,
         now: Duration,
     ) -> Report {
+        let cap = self.cap(part, now);
+        self.believed = cap > 0 || used > 0;
         Report {
             limit,
             per_minute,
             sequence: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             used,
-            cap: self.cap(part, now),
+            cap,
             answered: self.answered,
             demand: self.demand,
             wanted,
@@ -140,6 +144,7 @@ impl Holding {
     /// The owner did not answer in time, or is not the owner.
     pub fn unanswered(&mut self, now: Duration) {
         (self.pause, self.ask_after) = (Pause::Silent, now + 2 * ASK_PAUSE);
+        self.believed = true;
     }
 
     /// What the others used in their last 60 s, as far as it is known here.

@@ -187,6 +187,11 @@ impl Limit {
         if let Some(holder) = self.holders.get_mut(&who) {
             holder.number += 1;
             holder.held = holder.held.max(cap);
+            if met && report.wanted > 0 {
+                // It waits for it, and will use it at once: the next report says if not.
+                holder.used = holder.used.saturating_add(report.wanted);
+                holder.falls.push((now + SPAN, report.wanted));
+            }
             number = holder.number;
         }
         Share { limit: report.limit, number, cap, others_used, others_fall: steps(falls) }

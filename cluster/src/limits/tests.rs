@@ -98,9 +98,10 @@ impl World {
 
     fn report(&mut self, node: usize, wanted: u64) {
         let (now, per_minute) = (self.now, self.per_minute);
-        let this = &self.nodes[node];
+        let this = &mut self.nodes[node];
         let (used, falls) = (this.used(now), this.falls(now));
-        let report = this.holding.report(LIMIT, per_minute, this.part(per_minute), used, wanted, falls, now);
+        let part = this.part(per_minute);
+        let report = this.holding.report(LIMIT, per_minute, part, used, wanted, falls, now);
         self.send(Sent::Report { from: node, report, at: now, ask: wanted > 0 });
     }
 
@@ -216,6 +217,11 @@ proptest! {
         }
     }
 
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
     /// With five times as much wanted as there is, what there is, is used: wherever it is wanted, and when that changes.
     #[test]
     fn under_overload_the_limit_is_used(
@@ -232,7 +238,7 @@ proptest! {
         };
         let mut world = World::new(3, per_minute, late_max, 0);
         world.run(20, &rates(&before), |_world| {});
-        for _minute in 0..3 {
+        for _minute in 0..2 {
             let before: usize = world.nodes.iter().map(|node| node.uses.len()).sum();
             world.run(60, &rates(&after), |world| assert!(world.used() <= per_minute));
             let after: usize = world.nodes.iter().map(|node| node.uses.len()).sum();
@@ -240,6 +246,11 @@ proptest! {
             prop_assert!(used * 100 >= per_minute * 95, "{used} of {per_minute}");
         }
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// An owner is lost: what is let through beyond the limit is at most what the others had leave for from it, and the
     /// even parts of those that have not heard yet who comes after it.
