@@ -108,7 +108,11 @@ async fn a_limit_holds_when_a_node_is_killed() {
     let mut cluster = start(&provider, LIMIT).await;
     let began = Instant::now();
     for number in 0..30 {
-        assert_eq!(cluster[number % 3].as_key(WEB).post("/v1/chat/completions", &question()).await.status, 200);
+        let client = cluster[number % 3].as_key(WEB).with_deadline(LONG);
+        eventually_within(DEADLINE, "half of the limit is there for all", async || {
+            client.post("/v1/chat/completions", &question()).await.status == 200
+        })
+        .await;
     }
 
     cluster.kill(1).await;
@@ -128,5 +132,6 @@ async fn a_limit_holds_when_a_node_is_killed() {
     assert!(began.elapsed() < MINUTE, "too slow to say anything: {:?}", began.elapsed());
     // What only the dead node knew that it used, and what it had told the others they may use.
     assert!(passed <= LIMIT + LIMIT / 2, "{passed}");
-    assert!(passed >= LIMIT * 9 / 10 - 10, "{passed}");
+    // What the dead one had leave for, its owner keeps for a minute.
+    assert!(passed >= LIMIT * 2 / 3, "{passed}");
 }

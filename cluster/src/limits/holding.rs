@@ -37,9 +37,9 @@ enum Pause {
     /// Nothing is left.
     #[default]
     Refused,
-    /// Others have leave for what is left, and give it back.
+    /// Others have leave for what is left, and give it back; or one answer is missing.
     Coming,
-    /// The owner did not answer.
+    /// The owner does not answer, and its last word is over.
     Silent,
 }
 
@@ -141,9 +141,10 @@ impl Holding {
             if wanted <= free { (Pause::Coming, now + AGAIN_IN) } else { (Pause::Refused, now + ASK_PAUSE) };
     }
 
-    /// The owner did not answer in time, or is not the owner.
+    /// The owner did not answer in time, or is not the owner. While its last word holds, it is asked again soon.
     pub fn unanswered(&mut self, now: Duration) {
-        (self.pause, self.ask_after) = (Pause::Silent, now + 2 * ASK_PAUSE);
+        (self.pause, self.ask_after) =
+            if now < self.until { (Pause::Coming, now + AGAIN_IN) } else { (Pause::Silent, now + 2 * ASK_PAUSE) };
         self.believed = true;
     }
 
