@@ -172,7 +172,7 @@ impl World {
         for node in requests {
             self.request(*node);
         }
-        if self.now.as_millis() % FRAME_EVERY.as_millis() == 0 {
+        if self.now.as_millis().is_multiple_of(FRAME_EVERY.as_millis()) {
             self.frames();
         }
     }
