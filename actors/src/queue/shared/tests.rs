@@ -56,23 +56,28 @@ fn nodes(owner: Option<&Arc<Owner>>) -> [Queue; 3] {
     })
 }
 
-/// What `work` comes to while the nodes tell the owner what they used, as they do all the time.
+/// Each node tells the owner once what it used.
+async fn tell(nodes: &[Queue; 3]) {
+    for queue in nodes {
+        let sent = clock::now();
+        let reports = queue.reports(sent);
+        let answer = queue.owners.get().expect("shared").ask(7, reports.clone()).await;
+        queue.hear(&reports, answer.as_ref(), sent, clock::now());
+    }
+}
+
+/// What `work` comes to while the nodes go on telling, as they do all the time.
 async fn telling<T>(nodes: &[Queue; 3], work: impl Future<Output = T>) -> T {
-    let tell = async {
+    let go_on = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(20));
         loop {
             ticks.tick().await;
-            for queue in nodes {
-                let sent = clock::now();
-                let reports = queue.reports(sent);
-                let answer = queue.owners.get().expect("shared").ask(7, reports.clone()).await;
-                queue.hear(&reports, answer.as_ref(), sent, clock::now());
-            }
+            tell(nodes).await;
         }
     };
     tokio::select! {
         done = work => done,
-        () = tell => unreachable!("it goes on for ever"),
+        () = go_on => unreachable!("it goes on for ever"),
     }
 }
 
@@ -136,6 +141,7 @@ async fn tokens_are_corrected_for_all_nodes() {
     assert!(!passes(&nodes[1], &limits, 500).await);
 
     turn.used(100, clock::now());
+    tell(&nodes).await;
 
     let other = telling(&nodes, nodes[2].enter(&limits, 500, clock::now())).await.expect("900 are free");
     assert_eq!(other.standing().tokens.map(|level| level.remaining), Some(400));
