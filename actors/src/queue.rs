@@ -1,10 +1,12 @@
 //! Rate limits and concurrency → [`Turn`].
 //!
-//! Each key's requests and tokens within any 60 seconds, on this node, and how many requests the node works on at a
-//! time. Nobody waits here: who has no turn is told when to come back, and coming back then succeeds unless others of
-//! the same key were faster.
+//! Each key's requests and tokens within any 60 seconds, and how many requests the node works on at a time. On a node
+//! that is alone nobody waits here. With others, who lacks leave waits for the limit's owner, a moment at most
+//! ([`shared`]). Who has no turn is told when to come back, and coming back then succeeds unless others of the same key
+//! were faster.
 
 pub mod metrics;
+pub mod shared;
 mod window;
 
 use ::metrics::{Counter, Gauge};
@@ -13,9 +15,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use shared::{Asked, Counted, Owners};
 use window::{SPAN, Window};
 
 /// How many requests are worked on.
@@ -37,6 +41,8 @@ pub struct Queue {
     places: Arc<Semaphore>,
     places_max: usize,
     keys: RwLock<Keys>,
+    /// Of limits that are shared with other nodes; never set where there are none.
+    owners: OnceLock<Arc<dyn Owners>>,
     metrics: Arc<Metrics>,
 }
 
@@ -48,9 +54,12 @@ struct Keys {
 
 #[derive(Default)]
 struct Used {
-    requests: Window,
-    tokens: Window,
+    requests: Counted,
+    tokens: Counted,
     last: Duration,
+    /// As they were last, where they are shared.
+    limits: Option<Limits>,
+    asked: Asked,
 }
 
 /// What one key may do within any 60 seconds. A limit is never 0: the directory refuses that.
@@ -71,27 +80,54 @@ impl Queue {
             places: Arc::new(Semaphore::new(places)),
             places_max: places,
             keys: RwLock::new(Keys { by_id: HashMap::new(), pruned: Duration::ZERO }),
+            owners: OnceLock::new(),
             metrics: Arc::new(Metrics::new()),
         }
     }
 
-    /// A turn now, or why not. `tokens` is an estimate; [`Turn::used`] corrects it. A request that is larger than its
-    /// key's limit gets a turn when nothing else counts.
-    pub fn enter(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+    /// A turn, or why not. `tokens` is an estimate; [`Turn::used`] corrects it. A request that is larger than its key's
+    /// limit gets a turn when nothing else counts.
+    pub async fn enter(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
+        match self.owners.get() {
+            Some(owners) if limits.rpm.is_some() || limits.tpm.is_some() => {
+                self.enter_shared(owners.as_ref(), limits, tokens, now).await
+            }
+            Some(_) | None => self.enter_alone(limits, tokens, now),
+        }
+    }
+
+    fn enter_alone(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
+        let place = self.place()?;
+        if limits.rpm.is_none() && limits.tpm.is_none() {
+            return Ok(self.turn(None, Standing::default(), place));
+        }
+        let now = self.time(now);
+        let used = self.used(limits.key_id, now);
+        let (estimate, standing) = used.lock().enter(limits, tokens, now).inspect_err(|error| self.count(error))?;
+        Ok(self.turn(Some((used, estimate, now)), standing, place))
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, QueueError> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_none| {
             self.metrics.full.increment(1);
-            return Err(QueueError::Full);
-        };
-        let now = now.saturating_duration_since(self.born);
-        let (entry, standing) = if limits.rpm.is_none() && limits.tpm.is_none() {
-            (None, Standing::default())
-        } else {
-            let used = self.used(limits.key_id, now);
-            let (estimate, standing) = used.lock().enter(limits, tokens, now).inspect_err(|error| self.count(error))?;
-            (Some(Entry { used, estimate, second: now.as_secs(), born: self.born }), standing)
-        };
+            QueueError::Full
+        })
+    }
+
+    fn time(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.born)
+    }
+
+    /// `counted` is where, how many tokens, and when.
+    fn turn(
+        &self,
+        counted: Option<(Arc<Mutex<Used>>, u64, Duration)>,
+        standing: Standing,
+        place: OwnedSemaphorePermit,
+    ) -> Turn {
         self.metrics.in_flight.increment(1.0);
-        Ok(Turn { entry, standing, metrics: Arc::clone(&self.metrics), _place: place })
+        let entry = counted.map(|(used, estimate, at)| Entry { used, estimate, second: at.as_secs(), born: self.born });
+        Turn { entry, standing, metrics: Arc::clone(&self.metrics), _place: place }
     }
 
     /// Requests being worked on.
@@ -134,7 +170,8 @@ impl Used {
         let wait = |window: &mut Window, wanted: Option<(u64, u64)>| {
             wanted.map_or(Duration::ZERO, |(wanted, limit)| window.wait(now, wanted, limit))
         };
-        let (for_request, for_tokens) = (wait(&mut self.requests, request), wait(&mut self.tokens, tokens));
+        let (for_request, for_tokens) =
+            (wait(&mut self.requests.window, request), wait(&mut self.tokens.window, tokens));
         let longest = for_request.max(for_tokens);
         if !longest.is_zero() {
             let limit = if for_request >= for_tokens { Limit::Requests } else { Limit::Tokens };
@@ -143,10 +180,10 @@ impl Used {
         }
         let estimate = tokens.map_or(0, |(wanted, _)| wanted);
         if request.is_some() {
-            self.requests.add(now, 1);
+            self.requests.window.add(now, 1);
         }
         if tokens.is_some() {
-            self.tokens.add(now, estimate);
+            self.tokens.window.add(now, estimate);
         }
         self.last = self.last.max(now);
         Ok((estimate, self.standing(limits, now)))
@@ -159,17 +196,17 @@ impl Used {
             reset: window.reset(now),
         };
         Standing {
-            requests: limits.rpm.map(|rpm| level(&mut self.requests, u64::from(rpm))),
-            tokens: limits.tpm.map(|tpm| level(&mut self.tokens, tpm)),
+            requests: limits.rpm.map(|rpm| level(&mut self.requests.window, u64::from(rpm))),
+            tokens: limits.tpm.map(|tpm| level(&mut self.tokens.window, tpm)),
         }
     }
 
     /// Less than estimated is taken back where it was counted. More was spent just now, and counts from now.
     fn correct(&mut self, estimate: u64, second: u64, actual: u64, now: Duration) {
         if actual <= estimate {
-            self.tokens.take_back(second, estimate - actual);
+            self.tokens.window.take_back(second, estimate - actual);
         } else {
-            self.tokens.add(now, actual - estimate);
+            self.tokens.window.add(now, actual - estimate);
             self.last = self.last.max(now);
         }
     }

@@ -9,6 +9,7 @@ pub mod directory;
 pub mod freshness;
 pub mod id;
 pub mod ledger;
+pub mod limits;
 pub mod marks;
 pub mod membership;
 pub mod metrics;

@@ -17,6 +17,7 @@ mod first_key;
 mod forget;
 mod gossip;
 mod publish;
+mod rates;
 mod reconcile;
 mod secrets;
 mod status;
@@ -59,6 +60,8 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use rates::Rates;
+
 use crate::config::load::Loaded;
 use crate::config::reload::describe;
 
@@ -99,6 +102,7 @@ struct Inner {
     phase: watch::Sender<Phase>,
     published: watch::Sender<u64>,
     marks: Marks,
+    rates: Arc<Rates>,
     /// Nanoseconds since boot; 0 before the first time.
     fresh_until: AtomicU64,
     timing: Timing,
@@ -279,6 +283,7 @@ impl Member {
             fresh_until: AtomicU64::new(0),
             timing,
             marks,
+            rates: Arc::new(Rates::new(me).map_err(MemberError::Randomness)?),
             introduction,
             loaded: Arc::clone(loaded),
             reloaded: Notify::new(),
@@ -374,6 +379,7 @@ impl Member {
     /// The same beside everything else, however long it takes; then the gate is kept open.
     pub fn belong_in_time(&self, gateway: &Arc<Gateway>) {
         gossip::follow_marks(self, Arc::clone(gateway));
+        rates::share(self, Arc::clone(gateway));
         let (member, gate) = (self.clone(), gateway.gate.clone());
         self.0.tasks.spawn("belonging", async move {
             match member.belong().await {
@@ -531,6 +537,7 @@ impl Member {
         for (service, handler) in self.0.consensus.services() {
             handlers = handlers.with(service, Policy::SameCluster, handler);
         }
+        handlers = handlers.with(Service::RATES, Policy::SameCluster, rates::answering(&self.0.rates));
         handlers = handlers.with(Service::DRAIN, Policy::SameCluster, control::asked_to_drain(self));
         let standing = Arc::clone(&self.0.standing);
         PeerServer::start(listener, trust.clone(), standing, handlers, ServerLimits::default(), &self.0.tasks)

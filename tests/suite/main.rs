@@ -16,6 +16,7 @@ mod keys;
 mod lifecycle;
 mod observe;
 mod partition;
+mod rates;
 mod routing;
 mod spending;
 mod streaming;

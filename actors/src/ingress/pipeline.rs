@@ -200,7 +200,8 @@ impl Gateway {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
                 let request = dialect.decode_request(&raw).map_err(Failure::Invalid)?;
-                let chat = self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record)?;
+                let chat =
+                    self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record).await?;
                 let deadline = info.arrived_at + chat.route.timeout.map_or(timeout, |own| own.min(timeout));
                 self.chat_unless_cut(Chat { deadline, ..chat }, record).await
             }
@@ -208,7 +209,8 @@ impl Gateway {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
                 let request = dialect.decode_count_request(&raw).map_err(Failure::Invalid)?;
-                let chat = self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record)?;
+                let chat =
+                    self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record).await?;
                 let chat = Chat { deadline: info.arrived_at + timeout, ..chat };
                 Ok(Answered::Now(reply::count_tokens(self, chat, record).await))
             }
@@ -256,7 +258,7 @@ impl Gateway {
 
     /// May this key use this model, and now? Hands on the request with its route; the record keeps the turn.
     #[expect(clippy::too_many_arguments, reason = "the receipts of the steps before, each by its own name")]
-    fn let_in(
+    async fn let_in(
         &self,
         published: Arc<Published>,
         principal: Principal,
@@ -280,12 +282,13 @@ impl Gateway {
         record.route_name = Some(Arc::clone(&route.name));
 
         let limits = Limits { key_id: principal.key.id, rpm: principal.key.rpm, tpm: principal.key.tpm };
-        let turn = self.queue.enter(&limits, tokens::input_estimate(&request), clock::now()).map_err(|error| {
-            if let QueueError::RateLimited { standing, .. } = &error {
-                record.standing = Some(*standing);
-            }
-            queue_failure(&error)
-        })?;
+        let turn =
+            self.queue.enter(&limits, tokens::input_estimate(&request), clock::now()).await.map_err(|error| {
+                if let QueueError::RateLimited { standing, .. } = &error {
+                    record.standing = Some(*standing);
+                }
+                queue_failure(&error)
+            })?;
         record.standing = Some(turn.standing());
         record.turn = Some(turn);
 

@@ -76,6 +76,14 @@ impl Window {
         newest.map_or(Duration::ZERO, |second| self.ends(second).saturating_sub(self.latest))
     }
 
+    /// What counts, by how long it still does: the soonest first.
+    pub fn falls(&mut self, now: Duration) -> Vec<(Duration, u64)> {
+        self.forget(now);
+        let counts = (self.oldest..=self.latest.as_secs()).map(|second| (second, self.counts[index(second)]));
+        let counts = counts.filter(|(_second, count)| *count > 0);
+        counts.map(|(second, count)| (self.ends(second).saturating_sub(self.latest), count)).collect()
+    }
+
     fn forget(&mut self, now: Duration) {
         self.latest = self.latest.max(now);
         let second = self.latest.as_secs();
@@ -212,6 +220,24 @@ mod tests {
             let reset = window.reset(now);
             prop_assert_eq!(window.clone().used(now + reset), 0);
             prop_assert!(window.used(now + reset.saturating_sub(Duration::from_nanos(1))) > 0);
+        }
+
+        /// All that counts is said to fall, each part when it does.
+        #[test]
+        fn it_falls_as_it_says(uses in vec((pauses(), 1..100u64), 1..100)) {
+            let mut window = Window::default();
+            let mut now = Duration::ZERO;
+            for (pause, amount) in uses {
+                now += pause;
+                window.add(now, amount);
+            }
+            let mut left = window.used(now);
+            for (within, amount) in window.falls(now) {
+                prop_assert_eq!(window.clone().used(now + within.saturating_sub(Duration::from_nanos(1))), left);
+                left -= amount;
+                prop_assert_eq!(window.used(now + within), left);
+            }
+            prop_assert_eq!(left, 0);
         }
 
         /// Threads take the time before they take the lock: a little out of order must do no harm.

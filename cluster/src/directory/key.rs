@@ -33,11 +33,11 @@ pub struct KeySpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
 
-    /// Requests it may make within any 60 seconds, on this node.
+    /// Requests it may make within any 60 seconds, on all nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpm: Option<u32>,
 
-    /// Tokens, in and out, it may use within any 60 seconds, on this node.
+    /// Tokens, in and out, it may use within any 60 seconds, on all nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpm: Option<u64>,
 

@@ -22,4 +22,6 @@ impl Service {
     pub const PROMISE: Self = Self(10);
     /// What operators ask of another node: to drain.
     pub const DRAIN: Self = Self(11);
+    /// What the asking node used and wants of limits that the asked one owns.
+    pub const RATES: Self = Self(12);
 }

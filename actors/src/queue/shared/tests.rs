@@ -1,0 +1,192 @@
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cluster::id::NodeId;
+use cluster::limits::View;
+use cluster::limits::table::Table;
+use futures_util::FutureExt;
+
+use super::*;
+use crate::queue::QueueConfig;
+
+/// One owner for some queues, each of which is a node.
+struct Owner {
+    table: Mutex<Table>,
+    born: Instant,
+    asked: AtomicU64,
+}
+
+/// How one node reaches it.
+struct From {
+    owner: Option<Arc<Owner>>,
+    view: View,
+}
+
+const LIFE: u64 = 5;
+
+impl Owner {
+    fn answer(&self, view: &View, reports: &[Report]) -> Answer {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let now = clock::now().saturating_duration_since(self.born) + Duration::from_secs(10);
+        let mut table = self.table.lock();
+        let shares = reports.iter().filter_map(|report| table.hear((view.me, 1), report, view, now));
+        Answer { life: LIFE, shares: shares.collect() }
+    }
+}
+
+impl Owners for From {
+    fn ask(&self, _key: u64, reports: Vec<Report>) -> BoxFuture<'static, Option<Answer>> {
+        let answer = self.owner.as_ref().map(|owner| owner.answer(&self.view, &reports));
+        std::future::ready(answer).boxed()
+    }
+
+    fn part(&self, key: u64, per_minute: u64) -> u64 {
+        self.view.part(key, per_minute)
+    }
+}
+
+fn nodes(owner: Option<&Arc<Owner>>) -> [Queue; 3] {
+    [1, 2, 3].map(|me| {
+        let config = QueueConfig { requests_max: NonZeroU32::new(1_000).expect("not zero") };
+        let queue = Queue::new(&config, clock::now());
+        let ready = vec![NodeId::new(1), NodeId::new(2), NodeId::new(3)];
+        let view = View { me: NodeId::new(me), ready, members: 3 };
+        queue.share(Arc::new(From { owner: owner.cloned(), view }));
+        queue
+    })
+}
+
+/// Each node tells the owner once what it used.
+async fn tell(nodes: &[Queue; 3]) {
+    for queue in nodes {
+        let sent = clock::now();
+        let reports = queue.reports(sent);
+        let answer = queue.owners.get().expect("shared").ask(7, reports.clone()).await;
+        queue.hear(&reports, answer.as_ref(), sent, clock::now());
+    }
+}
+
+/// What `work` comes to while the nodes go on telling, as they do all the time.
+async fn telling<T>(nodes: &[Queue; 3], work: impl Future<Output = T>) -> T {
+    let go_on = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            ticks.tick().await;
+            tell(nodes).await;
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = go_on => unreachable!("it goes on for ever"),
+    }
+}
+
+fn owner() -> Arc<Owner> {
+    Arc::new(Owner { table: Mutex::new(Table::new(LIFE)), born: clock::now(), asked: AtomicU64::new(0) })
+}
+
+fn limits(rpm: Option<u32>, tpm: Option<u64>) -> Limits {
+    Limits { key_id: 7, rpm, tpm }
+}
+
+async fn passes(queue: &Queue, limits: &Limits, tokens: u64) -> bool {
+    queue.enter(limits, tokens, clock::now()).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_limit_is_used_once_however_it_is_spread() {
+    let owner = owner();
+    let nodes = nodes(Some(&owner));
+    let limits = limits(Some(60), None);
+
+    let mut passed = 0;
+    for number in 0..45 {
+        passed += u32::from(passes(&nodes[number % 3], &limits, 0).await);
+    }
+    let asked = owner.asked.load(Ordering::Relaxed);
+    assert!(asked < 30, "most need not ask: {asked}");
+    for number in 0..100 {
+        passed += u32::from(telling(&nodes, passes(&nodes[number % 3], &limits, 0)).await);
+    }
+
+    assert_eq!(passed, 60);
+    let Err(QueueError::RateLimited { limit, retry_after, standing }) = nodes[0].enter(&limits, 0, clock::now()).await
+    else {
+        panic!("all is used")
+    };
+    assert_eq!(limit, Limit::Requests);
+    assert!(retry_after >= Duration::from_secs(58), "{retry_after:?}");
+    assert_eq!(standing.requests.map(|level| (level.limit, level.remaining)), Some((60, 0)));
+}
+
+#[tokio::test]
+async fn two_a_minute_are_two_on_three_nodes() {
+    let nodes = nodes(Some(&owner()));
+    let limits = limits(Some(2), None);
+
+    let mut passed = Vec::new();
+    for number in [2, 0, 1, 2, 0, 1] {
+        passed.push(passes(&nodes[number], &limits, 0).await);
+    }
+
+    assert_eq!(passed, [true, true, false, false, false, false]);
+}
+
+/// Tokens that were estimated and not used are free for the other nodes, once the owner was told.
+#[tokio::test]
+async fn tokens_are_corrected_for_all_nodes() {
+    let nodes = nodes(Some(&owner()));
+    let limits = limits(None, Some(1_000));
+    let turn = nodes[0].enter(&limits, 1_000, clock::now()).await.expect("nothing else counts");
+    assert!(!passes(&nodes[1], &limits, 500).await);
+
+    turn.used(100, clock::now());
+    tell(&nodes).await;
+
+    let other = telling(&nodes, nodes[2].enter(&limits, 500, clock::now())).await.expect("900 are free");
+    assert_eq!(other.standing().tokens.map(|level| level.remaining), Some(400));
+}
+
+/// Refused for its tokens, a request has used up none of its requests.
+#[tokio::test]
+async fn refused_for_one_shared_limit_counts_for_neither() {
+    let nodes = nodes(Some(&owner()));
+    let limits = limits(Some(20), Some(100));
+    assert!(passes(&nodes[0], &limits, 90).await);
+    assert!(!passes(&nodes[1], &limits, 50).await);
+
+    let turn = telling(&nodes, nodes[1].enter(&limits, 10, clock::now())).await;
+
+    // The «no» before keeps the node from asking again at once.
+    assert!(
+        turn.is_err() || turn.is_ok_and(|turn| turn.standing().requests.is_some_and(|level| level.remaining == 18))
+    );
+}
+
+#[tokio::test]
+async fn without_an_owner_a_node_gives_its_even_part() {
+    let nodes = nodes(None);
+    let limits = limits(Some(30), None);
+    for queue in &nodes {
+        let mut passed = 0;
+        for _ in 0..30 {
+            passed += u32::from(passes(queue, &limits, 0).await);
+        }
+        assert_eq!(passed, 10);
+    }
+}
+
+/// Who asks at the same time as another of its key waits for that answer, and asks only if it does not do.
+#[tokio::test]
+async fn many_at_once_ask_a_few_times() {
+    let owner = owner();
+    let nodes = nodes(Some(&owner));
+    let limits = limits(Some(600), None);
+
+    let all = (0..600).map(|_| passes(&nodes[0], &limits, 0));
+    let passed = futures_util::future::join_all(all).await.into_iter().filter(|passed| *passed).count();
+
+    assert_eq!(passed, 600);
+    let asked = owner.asked.load(Ordering::Relaxed);
+    assert!(asked < 30, "{asked}");
+}
