@@ -537,7 +537,7 @@ impl Member {
         for (service, handler) in self.0.consensus.services() {
             handlers = handlers.with(service, Policy::SameCluster, handler);
         }
-        handlers = handlers.with(Service::RATES, Policy::SameCluster, rates::answering(&self.0.rates));
+        handlers = handlers.with(Service::RATES, Policy::SameCluster, rates::answering(self));
         handlers = handlers.with(Service::DRAIN, Policy::SameCluster, control::asked_to_drain(self));
         let standing = Arc::clone(&self.0.standing);
         PeerServer::start(listener, trust.clone(), standing, handlers, ServerLimits::default(), &self.0.tasks)

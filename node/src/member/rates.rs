@@ -54,6 +54,13 @@ impl Rates {
         Answer { life: self.life, shares }
     }
 
+    /// Who is there now: whoever asks and whoever is asked go by the same as soon as gossip has told both.
+    fn look(&self, inner: &std::sync::Weak<Inner>) {
+        if let Some(inner) = inner.upgrade() {
+            self.see(view(&inner));
+        }
+    }
+
     /// The members changed: who owned a limit before may still have told caps.
     fn see(&self, view: View) {
         if **self.view.load() != view {
@@ -64,17 +71,20 @@ impl Rates {
 }
 
 /// Answers the frames of others.
-pub fn answering(rates: &Arc<Rates>) -> Arc<dyn Handler> {
-    Arc::new(Answering { rates: Arc::clone(rates) })
+pub fn answering(member: &Member) -> Arc<dyn Handler> {
+    Arc::new(Answering { rates: Arc::clone(&member.0.rates), inner: Arc::downgrade(&member.0) })
 }
 
+/// Does not keep the node alive.
 struct Answering {
     rates: Arc<Rates>,
+    inner: std::sync::Weak<Inner>,
 }
 
 impl Handler for Answering {
     fn handle(&self, from: Caller, body: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let rates = Arc::clone(&self.rates);
+        rates.look(&self.inner);
         async move {
             let frame: Frame = from_bytes(&body)?;
             if frame.reports.len() > REPORTS_MAX {
@@ -95,6 +105,7 @@ struct FromHere {
 
 impl Owners for FromHere {
     fn ask(&self, key: u64, reports: Vec<Report>) -> BoxFuture<'static, Option<Answer>> {
+        self.rates.look(&self.inner);
         let view = self.rates.view.load();
         let Some(owner) = view.owner(key) else { return std::future::ready(None).boxed() };
         let frame = Frame { life: self.rates.life, reports };
