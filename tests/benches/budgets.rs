@@ -249,10 +249,12 @@ async fn replay(load: Load) -> (Seen, Books) {
     let (books, places, escrows) = world(&vec![load.limit; load.budgets], NODES);
     let (mut dice, seen, spent) = (Dice(1), Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicU64::new(0)));
     let (mut calls, began) = (JoinSet::new(), tokio::time::Instant::now());
-    let mut number = 0usize;
+    let (mut number, mut due) = (0usize, began);
     while began.elapsed() < load.lasts {
         let dense = if began.elapsed().as_secs() % 10 == 0 { 4.0 } else { 1.0 };
-        tokio::time::sleep(Duration::from_secs_f64(dice.exponential(1.0 / load.per_second / dense))).await;
+        due += Duration::from_secs_f64(dice.exponential(1.0 / load.per_second / dense));
+        // Timers have milliseconds: those due within one come together.
+        tokio::time::sleep_until(due).await;
         let (input, output) = (dice.tokens(1_000.0, 0.9), dice.tokens(130.0, 0.9).min(1_000));
         let (escrow, place) = (escrows[number % escrows.len()].clone(), places[number % places.len()]);
         number += 1;
