@@ -55,6 +55,50 @@ pub async fn three() -> (FakeProvider, TestCluster) {
     (provider, cluster)
 }
 
+/// What nodes take for the time of day, and a test moves. How long something lasts is not touched.
+pub struct WallClock {
+    library: String,
+    folder: tempfile::TempDir,
+}
+
+impl WallClock {
+    /// `None`, told by the test's name, where faketime is not installed.
+    pub fn new(test: &str) -> Option<Self> {
+        let of = |machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1");
+        let library = ["x86_64", "aarch64"].map(of).into_iter().find(|path| std::fs::exists(path).unwrap_or_default());
+        let Some(library) = library else {
+            skipped(test, "faketime is not installed");
+            return None;
+        };
+        let clock = Self { library, folder: tempfile::tempdir().unwrap() };
+        clock.put("+0");
+        Some(clock)
+    }
+
+    /// From now on it is as much later or earlier than it is: `-1h`, `+1d`.
+    pub fn put(&self, by: &str) {
+        std::fs::write(self.file(), format!("{by}\n")).unwrap();
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("clock")
+    }
+
+    /// Starts all nodes with it, and waits until they serve.
+    pub async fn start(&self, cluster: &mut TestCluster) {
+        for number in 0..cluster.len() {
+            cluster.set_env(number, "LD_PRELOAD", &self.library);
+            cluster.set_env(number, "FAKETIME_TIMESTAMP_FILE", &self.file().display().to_string());
+            cluster.set_env(number, "FAKETIME_NO_CACHE", "1");
+            cluster.set_env(number, "FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            cluster.start(number);
+        }
+        for number in 0..cluster.len() {
+            cluster.ready(number).await;
+        }
+    }
+}
+
 /// A question that no cache has the answer to.
 pub fn question() -> Value {
     static ASKED: AtomicU64 = AtomicU64::new(0);
@@ -317,31 +361,15 @@ async fn restarting_one_node_after_the_other_under_load_fails_no_request() {
 /// Ages are measured by the boot clock. A wall clock that jumps moves dates, and nothing else.
 #[tokio::test]
 async fn a_clock_that_goes_back_an_hour_breaks_no_promise() {
-    let library =
-        ["x86_64", "aarch64"].map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"));
-    let Some(library) = library.iter().find(|path| std::fs::exists(path).unwrap_or_default()) else {
-        return skipped("cluster::a_clock_that_goes_back_an_hour_breaks_no_promise", "faketime is not installed");
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let clock = folder.path().join("clock");
-    std::fs::write(&clock, "+0\n").unwrap();
+    let Some(clock) = WallClock::new("cluster::a_clock_that_goes_back_an_hour_breaks_no_promise") else { return };
     let provider = FakeProvider::start(binary!()).await;
     let mut cluster = builder(&provider).prepare().await;
-    for number in [0, 1, 2] {
-        cluster.set_env(number, "LD_PRELOAD", library);
-        cluster.set_env(number, "FAKETIME_TIMESTAMP_FILE", &clock.display().to_string());
-        cluster.set_env(number, "FAKETIME_NO_CACHE", "1");
-        cluster.set_env(number, "FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        cluster.start(number);
-    }
-    for number in [0, 1, 2] {
-        cluster.ready(number).await;
-    }
+    clock.start(&mut cluster).await;
     let operator = cluster.operator(0).await;
     let before = operator.create_key("before").await;
     all_answer(&cluster, &[0, 1, 2], &before, 200).await;
 
-    std::fs::write(&clock, "-1h\n").unwrap();
+    clock.put("-1h");
 
     let after = operator.create_key("after").await;
     all_answer(&cluster, &[0, 1, 2], &after, 200).await;

@@ -160,22 +160,28 @@ impl From<(Incarnation, &Line)> for LineStanding {
 }
 
 impl BudgetStanding {
-    pub fn new(budget: &Budget, account: &Account) -> Self {
-        let mut standing = Self {
-            name: account.name.clone(),
-            unit: budget.limit.unit.name().to_owned(),
-            limit: account.limit(),
+    /// Nobody has spent of it.
+    pub fn untouched(name: &str, unit: Unit, limit: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            unit: unit.name().to_owned(),
+            limit,
             window: None,
             starts: None,
             ends: None,
             settled: 0,
             leased: 0,
             burned: 0,
-            remaining_low: account.limit(),
-            remaining_high: account.limit(),
+            remaining_low: limit,
+            remaining_high: limit,
             lines: Vec::new(),
-            records: account.records().map(WindowRecord::from).collect(),
-        };
+            records: Vec::new(),
+        }
+    }
+
+    pub fn new(budget: &Budget, account: &Account) -> Self {
+        let records = account.records().map(WindowRecord::from).collect();
+        let mut standing = Self { records, ..Self::untouched(&account.name, budget.limit.unit, account.limit()) };
         if let Some((number, window)) = account.current() {
             standing.show(number, window);
         }

@@ -8,6 +8,7 @@ use super::control::{
 };
 use super::status::cluster::ClusterStatus;
 use super::status::cluster::tests::cluster;
+use cluster::directory::budget::Unit;
 use cluster::directory::key::KeyHash;
 use cluster::directory::kind::{Kind, Origin};
 use cluster::directory::role::Grant;
@@ -93,25 +94,6 @@ impl FakeCluster {
 
     pub fn asked(&self) -> Vec<(String, Context)> {
         self.state.lock().asked.clone()
-    }
-}
-
-/// Of a budget that nobody has spent of.
-fn untouched(name: &str) -> BudgetStanding {
-    BudgetStanding {
-        name: name.to_owned(),
-        unit: "requests".to_owned(),
-        limit: 9,
-        window: None,
-        starts: None,
-        ends: None,
-        settled: 0,
-        leased: 0,
-        burned: 0,
-        remaining_low: 9,
-        remaining_high: 9,
-        lines: Vec::new(),
-        records: Vec::new(),
     }
 }
 
@@ -269,7 +251,11 @@ impl Control for FakeCluster {
         let known = state.stored.contains_key(&(Kind::Budgets, asked.budget.clone()));
         let result = match state.failures.pop_front() {
             Some(failure) => Err(failure),
-            None if known => Ok(Reconciled { standing: untouched(&asked.budget), given_back: 5, note: None }),
+            None if known => Ok(Reconciled {
+                standing: BudgetStanding::untouched(&asked.budget, Unit::Requests, 9),
+                given_back: 5,
+                note: None,
+            }),
             None => Err(ChangeError::NotFound),
         };
         state.asked.push((format!("reconcile {asked:?}"), context));

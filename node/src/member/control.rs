@@ -242,22 +242,7 @@ impl MemberControl {
         let consensus = self.member.consensus();
         let plan = consensus.read(|register| Plan::new(register, asked))?;
         let Accepted { reply, index, .. } = self.propose(plan.act(), context).await?;
-        match reply {
-            Reply::Done => {}
-            Reply::Refused(refusal) => return Err(refusal.into()),
-            Reply::Put { .. }
-            | Reply::Revoked { .. }
-            | Reply::Deleted
-            | Reply::Unchanged
-            | Reply::Incarnation(_)
-            | Reply::Staged
-            | Reply::Reconciled { .. }
-            | Reply::Older { .. }
-            | Reply::Conflict { .. }
-            | Reply::Told(_) => {
-                return Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") });
-            }
-        }
+        done(reply)?;
         let unseen =
             || ChangeError::Uncertain { reason: "it was decided, and this node has not seen it yet".to_owned() };
         if !self.applies(index, READ_WITHIN).await {
@@ -284,21 +269,26 @@ impl MemberControl {
         let node = self.node_called(&node)?;
         self.change_member(&ChangeMember::Remove { node }).await?;
         let reply = self.propose(Act::Remove { node }, context).await?.reply;
-        match reply {
-            // Removed before, and registered so: nothing is left to do.
-            Reply::Done | Reply::Refused(register::Refusal::NotMember { .. }) => Ok(()),
-            Reply::Refused(refusal) => Err(refusal.into()),
-            Reply::Put { .. }
-            | Reply::Revoked { .. }
-            | Reply::Deleted
-            | Reply::Unchanged
-            | Reply::Incarnation(_)
-            | Reply::Staged
-            | Reply::Reconciled { .. }
-            | Reply::Older { .. }
-            | Reply::Conflict { .. }
-            | Reply::Told(_) => Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") }),
-        }
+        // Removed before, and registered so: nothing is left to do.
+        if matches!(reply, Reply::Refused(register::Refusal::NotMember { .. })) { Ok(()) } else { done(reply) }
+    }
+}
+
+/// Of a command that is either done or refused.
+fn done(reply: Reply) -> Result<(), ChangeError> {
+    match reply {
+        Reply::Done => Ok(()),
+        Reply::Refused(refusal) => Err(refusal.into()),
+        Reply::Put { .. }
+        | Reply::Revoked { .. }
+        | Reply::Deleted
+        | Reply::Unchanged
+        | Reply::Incarnation(_)
+        | Reply::Staged
+        | Reply::Reconciled { .. }
+        | Reply::Older { .. }
+        | Reply::Conflict { .. }
+        | Reply::Told(_) => Err(ChangeError::Uncertain { reason: format!("the register answered {reply:?}") }),
     }
 }
 
