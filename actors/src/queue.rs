@@ -157,9 +157,10 @@ impl Queue {
     }
 }
 
-/// Nobody holds a turn on it, and nothing it knows counts any more.
+/// Nobody holds a turn on it, nothing it knows counts any more, and no owner need hear of it.
 fn is_idle(used: &Arc<Mutex<Used>>, now: Duration) -> bool {
-    Arc::strong_count(used) == 1 && now.saturating_sub(used.lock().last) > SPAN
+    let is_over = |used: &Used| now.saturating_sub(used.last) > SPAN && !used.is_live(now);
+    Arc::strong_count(used) == 1 && is_over(&used.lock())
 }
 
 impl Used {

@@ -130,8 +130,8 @@ async fn a_limit_holds_when_a_node_is_killed() {
 
     let passed = provider.settled().await.total.requests;
     assert!(began.elapsed() < MINUTE, "too slow to say anything: {:?}", began.elapsed());
-    // What only the dead node knew that it used, and what it had told the others they may use.
-    assert!(passed <= LIMIT + LIMIT / 2, "{passed}");
+    // What only the dead node knew that it used. Where each went by itself, it would be half as much again.
+    assert!(passed <= LIMIT + LIMIT / 3, "{passed}");
     // What the dead one had leave for, its owner keeps for a minute.
     assert!(passed >= LIMIT * 2 / 3, "{passed}");
 }

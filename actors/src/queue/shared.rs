@@ -1,12 +1,13 @@
 //! Limits that hold for all nodes together: this node's count may come to the cap that the limit's owner told it. What
 //! fits is let in without asking anyone; what does not asks the owner, one request of a key at a time.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::clock;
 use cluster::limits::holding::{Holding, Lack};
-use cluster::limits::{ASK_WITHIN, Answer, LimitId, Report, Unit};
+use cluster::limits::{ASK_WITHIN, Answer, LimitId, Report, Share, Unit};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -17,6 +18,9 @@ use super::{Level, Limit, Limits, Queue, QueueError, Standing, Turn, Used, whole
 
 /// How long a request waits at most for what others have leave for and do not use.
 const WAIT_MAX: Duration = Duration::from_millis(800);
+
+/// Requests of one key that wait, as a part of all that are worked on: they hold their places meanwhile. More are refused.
+const WAITING_PART: usize = 4;
 
 /// No request is told to stay away longer: all counts are over by then.
 const RETRY_AFTER_MAX: Duration = super::window::SPAN;
@@ -42,6 +46,8 @@ pub(super) struct Counted {
 pub(super) struct Asked {
     /// One of them asks.
     now: bool,
+    /// How many ask, or wait for who does.
+    waiting: usize,
     answered: Arc<Notify>,
 }
 
@@ -107,7 +113,15 @@ impl Queue {
         since: Duration,
     ) -> Result<(Standing, Duration), QueueError> {
         let give_up = since + WAIT_MAX;
-        let answered = Arc::clone(&used.lock().asked.answered);
+        let answered = {
+            let mut used = used.lock();
+            if used.asked.waiting >= self.places_max.div_ceil(WAITING_PART) {
+                return Err(used.refusal(wish, since));
+            }
+            used.asked.waiting += 1;
+            Arc::clone(&used.asked.answered)
+        };
+        let _waiting = Waiting { used };
         loop {
             // Before it is looked whether someone asks, so that the answer is not missed.
             let answer_of_another = answered.notified();
@@ -139,12 +153,27 @@ impl Queue {
     /// What an owner answered to some reports that were sent at `sent`; `None` where it did not.
     pub fn hear(&self, reports: &[Report], answer: Option<&Answer>, sent: Instant, now: Instant) {
         let (sent, now) = (self.time(sent), self.time(now));
+        let life = answer.map_or(0, |answer| answer.life);
+        let shares = answer.iter().flat_map(|answer| &answer.shares);
+        let shares: HashMap<LimitId, &Share> = shares.map(|share| (share.limit, share)).collect();
         for report in reports {
             let used = self.keys.read().by_id.get(&report.limit.key).map(Arc::clone);
             if let Some(used) = used {
-                used.lock().hear(report.limit, answer, sent, now);
+                let share = shares.get(&report.limit).map(|share| (life, *share));
+                used.lock().hear(report.limit, share, sent, now);
             }
         }
+    }
+}
+
+/// Dropped, one waits less.
+struct Waiting<'a> {
+    used: &'a Mutex<Used>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.used.lock().asked.waiting -= 1;
     }
 }
 
@@ -174,11 +203,19 @@ impl Wish {
 
 impl Used {
     fn want(&mut self, wish: &Wish, now: Duration) {
-        self.limits = Some(wish.limits);
+        let is_changed = self.limits.replace(wish.limits).is_some_and(|limits| limits != wish.limits);
         self.last = self.last.max(now);
         for (_unit, counted, wanted) in self.counted(wish) {
+            if is_changed {
+                counted.holding.change();
+            }
             counted.holding.want(wanted.amount);
         }
+    }
+
+    /// Whether an owner need hear of it.
+    pub(super) fn is_live(&self, now: Duration) -> bool {
+        self.requests.holding.is_live(now) || self.tokens.holding.is_live(now)
     }
 
     /// What the wish counts on.
@@ -227,20 +264,25 @@ impl Used {
 
     fn answered(&mut self, wish: &Wish, answer: Option<&Answer>, sent: Duration, now: Duration) {
         let key = wish.limits.key_id;
+        let share = |unit| {
+            let answer = answer?;
+            let share = answer.shares.iter().find(|share| share.limit == LimitId { key, unit })?;
+            Some((answer.life, share))
+        };
         for (unit, counted, wanted) in self.counted(wish) {
-            if counted.hear(LimitId { key, unit }, answer, sent, now) {
+            if counted.hear(share(unit), sent, now) {
                 let used = counted.window.used(now);
                 counted.holding.asked(used, wanted.amount, wanted.per_minute, now);
             }
         }
     }
 
-    fn hear(&mut self, limit: LimitId, answer: Option<&Answer>, sent: Duration, now: Duration) {
+    fn hear(&mut self, limit: LimitId, share: Option<(u64, &Share)>, sent: Duration, now: Duration) {
         let counted = match limit.unit {
             Unit::Requests => &mut self.requests,
             Unit::Tokens => &mut self.tokens,
         };
-        let _answered = counted.hear(limit, answer, sent, now);
+        let _answered = counted.hear(share, sent, now);
     }
 
     fn reports(&mut self, owners: &dyn Owners, now: Duration) -> Vec<Report> {
@@ -294,7 +336,7 @@ impl Used {
 
 impl Counted {
     fn fits(&mut self, wanted: Wanted, now: Duration) -> bool {
-        self.window.used(now).saturating_add(wanted.amount) <= self.holding.cap(wanted.part, now)
+        self.window.used(now).saturating_add(wanted.amount) <= self.holding.cap(wanted.part, now).min(wanted.per_minute)
     }
 
     fn report(&mut self, limit: LimitId, wanted: Wanted, wanted_now: u64, now: Duration) -> Report {
@@ -302,12 +344,8 @@ impl Counted {
         self.holding.report(limit, wanted.per_minute, wanted.part, used, wanted_now, falls, now)
     }
 
-    /// Whether there was an answer to this.
-    fn hear(&mut self, limit: LimitId, answer: Option<&Answer>, sent: Duration, now: Duration) -> bool {
-        let share = answer.and_then(|answer| {
-            let share = answer.shares.iter().find(|share| share.limit == limit)?;
-            Some((answer.life, share))
-        });
+    /// `share` with the life of who gave it. Whether there was one.
+    fn hear(&mut self, share: Option<(u64, &Share)>, sent: Duration, now: Duration) -> bool {
         match share {
             Some((life, share)) => self.holding.hear(life, share, sent, now),
             None => self.holding.unanswered(now),

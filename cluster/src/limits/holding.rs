@@ -30,6 +30,8 @@ pub struct Holding {
     ask_after: Duration,
     /// What it is waited for, if anything.
     pause: Pause,
+    /// The first and the last time that the owner did not answer, since it last did.
+    unanswered: Option<(Duration, Duration)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,8 +117,14 @@ impl Holding {
         }
     }
 
+    /// The limit is another: what was told of it is void.
+    pub fn change(&mut self) {
+        self.until = Duration::ZERO;
+    }
+
     /// An answer to what was sent at `sent`. One that was overtaken says nothing.
     pub fn hear(&mut self, life: u64, share: &Share, sent: Duration, now: Duration) {
+        self.unanswered = None;
         if self.answered.0 == life && share.number <= self.answered.1 {
             return;
         }
@@ -141,10 +149,19 @@ impl Holding {
             if wanted <= free { (Pause::Coming, now + AGAIN_IN) } else { (Pause::Refused, now + ASK_PAUSE) };
     }
 
-    /// The owner did not answer in time, or is not the owner. While its last word holds, it is asked again soon.
+    /// The owner did not answer in time, or is not the owner. One answer that is late or lost says nothing: only when none
+    /// has come for [`SILENT_MAX`] this node goes by its even part.
     pub fn unanswered(&mut self, now: Duration) {
-        (self.pause, self.ask_after) =
-            if now < self.until { (Pause::Coming, now + AGAIN_IN) } else { (Pause::Silent, now + 2 * ASK_PAUSE) };
+        let first = match self.unanswered {
+            Some((first, last)) if now.saturating_sub(last) < SILENT_MAX => first,
+            Some(_) | None => now,
+        };
+        self.unanswered = Some((first, now));
+        (self.pause, self.ask_after) = if now.saturating_sub(first) < SILENT_MAX {
+            (Pause::Coming, now + AGAIN_IN)
+        } else {
+            (Pause::Silent, now + 2 * ASK_PAUSE)
+        };
         self.believed = true;
     }
 

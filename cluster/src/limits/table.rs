@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::{FRAME_EVERY, LimitId, Report, SILENT_MAX, SPAN, Share, View, steps};
+use super::{FRAME_EVERY, LimitId, Report, SILENT_MAX, SPAN, STEPS_MAX, Share, Step, View, steps};
 use crate::id::NodeId;
 
 /// Limits known at a time. Nodes go by their even parts of more.
@@ -12,6 +12,9 @@ const LIMITS_MAX: usize = 262_144;
 
 /// Lives of nodes known for one limit. More get no share.
 const HOLDERS_MAX: usize = 256;
+
+/// Lives of one node known for one limit: it starts no more often while they count.
+const LIVES_MAX: usize = 4;
 
 /// After a change of members, whoever has not told yet is taken to use its even part: by then all have heard of it and
 /// have told, and caps of other owners are over.
@@ -27,6 +30,8 @@ pub struct Table {
     limits: HashMap<LimitId, Limit>,
     settled: Duration,
     pruned: Duration,
+    /// Answers given. Never begins anew: a node takes none with a smaller number than one it has had.
+    answers: u64,
 }
 
 /// A node, and a life of its process: what one life used, the next does not know.
@@ -43,13 +48,54 @@ struct Holder {
     used: u64,
     /// The most it may go by: the caps told since the last that it has said it knows, and that one.
     held: u64,
-    /// Of the latest answer.
+    /// Of the latest answer, and the cap in it.
     number: u64,
+    told: u64,
     sequence: u64,
     demand: u64,
     heard: Duration,
     /// When its count falls, as times.
     falls: Vec<(Duration, u64)>,
+    /// Silent for so long that no cap is in force there.
+    is_silent: bool,
+}
+
+impl Holder {
+    fn new(now: Duration) -> Self {
+        Self {
+            used: 0,
+            held: 0,
+            number: 0,
+            told: 0,
+            sequence: 0,
+            demand: 0,
+            heard: now,
+            falls: Vec::new(),
+            is_silent: false,
+        }
+    }
+
+    /// Of one who has been silent it is not known what he used of his last cap: all of it, and as late as he could. That
+    /// falls like any other count.
+    fn age(&mut self, now: Duration) {
+        if now.saturating_sub(self.heard) < SILENT_MAX {
+            return;
+        }
+        if !self.is_silent {
+            self.is_silent = true;
+            let known = self.falls.iter().fold(0, |sum: u64, (_, amount)| sum.saturating_add(*amount));
+            self.falls.push((self.heard + SILENT_MAX + SPAN, self.held.saturating_sub(known)));
+            self.used = self.held;
+        }
+        self.falls.retain(|(at, amount)| {
+            let counts = *at > now;
+            if !counts {
+                self.used = self.used.saturating_sub(*amount);
+                self.held = self.held.saturating_sub(*amount);
+            }
+            counts
+        });
+    }
 }
 
 /// Someone lacks so much, which is free but in many hands.
@@ -63,7 +109,7 @@ struct Claim {
 impl Table {
     /// `life` is another for each life of this process.
     pub fn new(life: u64) -> Self {
-        Self { life, limits: HashMap::new(), settled: Duration::ZERO, pruned: Duration::ZERO }
+        Self { life, limits: HashMap::new(), settled: Duration::ZERO, pruned: Duration::ZERO, answers: 0 }
     }
 
     pub fn life(&self) -> u64 {
@@ -84,7 +130,7 @@ impl Table {
         self.limits.is_empty()
     }
 
-    /// Takes note of a report and answers it. `None` for one that was overtaken, and where there is no room.
+    /// Takes note of a report and answers it; one that was overtaken, as the last. `None` where there is no room.
     pub fn hear(&mut self, who: Who, report: &Report, view: &View, now: Duration) -> Option<Share> {
         self.prune(now);
         if self.limits.len() >= LIMITS_MAX && !self.limits.contains_key(&report.limit) {
@@ -93,9 +139,12 @@ impl Table {
         let settling = now < self.settled;
         let limit = self.limits.entry(report.limit).or_default();
         limit.forget(now);
-        limit.note(who, self.life, report, now)?;
+        if !limit.note(who, self.life, report, now)? {
+            return limit.again(who, report.limit, now);
+        }
+        self.answers += 1;
         let unheard = if settling { limit.unheard(who, report.per_minute, view) } else { 0 };
-        Some(limit.answer(who, unheard, report, view, now))
+        Some(limit.answer(who, self.answers, unheard, report, view, now))
     }
 
     fn prune(&mut self, now: Duration) {
@@ -113,25 +162,22 @@ impl Table {
 impl Limit {
     /// Who has been silent for longer than a cap holds and a count lasts is no matter any more.
     fn forget(&mut self, now: Duration) {
+        self.holders.values_mut().for_each(|holder| holder.age(now));
         self.holders.retain(|_who, holder| now.saturating_sub(holder.heard) < SILENT_MAX + SPAN);
         self.claim = self.claim.filter(|claim| now < claim.until);
     }
 
-    fn note(&mut self, who: Who, life: u64, report: &Report, now: Duration) -> Option<()> {
-        if self.holders.len() >= HOLDERS_MAX && !self.holders.contains_key(&who) {
-            return None;
+    /// `false` for a report that was overtaken.
+    fn note(&mut self, who: Who, life: u64, report: &Report, now: Duration) -> Option<bool> {
+        if !self.holders.contains_key(&who) {
+            let lives = self.holders.keys().filter(|(node, _life)| *node == who.0).count();
+            if self.holders.len() >= HOLDERS_MAX || lives >= LIVES_MAX {
+                return None;
+            }
         }
-        let holder = self.holders.entry(who).or_insert_with(|| Holder {
-            used: 0,
-            held: 0,
-            number: 0,
-            sequence: 0,
-            demand: 0,
-            heard: now,
-            falls: Vec::new(),
-        });
+        let holder = self.holders.entry(who).or_insert_with(|| Holder::new(now));
         if report.sequence < holder.sequence {
-            return None;
+            return Some(false);
         }
         let goes_by = report.cap.max(report.used);
         let knows = report.answered == (life, holder.number);
@@ -140,9 +186,35 @@ impl Limit {
         holder.sequence = report.sequence;
         holder.demand = report.demand;
         holder.heard = now;
-        let falls = report.falls.iter();
+        holder.is_silent = false;
+        let falls = report.falls.iter().take(STEPS_MAX);
         holder.falls = falls.map(|step| (now + Duration::from_millis(step.within_ms.into()), step.amount)).collect();
-        Some(())
+        Some(true)
+    }
+
+    /// What was answered last, once more.
+    fn again(&self, who: Who, limit: LimitId, now: Duration) -> Option<Share> {
+        let Holder { number, told, .. } = *self.holders.get(&who)?;
+        Some(Share {
+            limit,
+            number,
+            cap: told,
+            others_used: self.others_used(who),
+            others_fall: self.others_fall(who, now),
+        })
+    }
+
+    fn others(&self, who: Who) -> impl Iterator<Item = &Holder> {
+        self.holders.iter().filter(move |(holder, _)| **holder != who).map(|(_, holder)| holder)
+    }
+
+    fn others_used(&self, who: Who) -> u64 {
+        self.others(who).fold(0, |sum, holder| sum.saturating_add(holder.used))
+    }
+
+    fn others_fall(&self, who: Who, now: Duration) -> Vec<Step> {
+        let falls = self.others(who).flat_map(|holder| &holder.falls).filter(|(at, _)| *at > now);
+        steps(falls.map(|(at, amount)| (at.saturating_sub(now), *amount)).collect())
     }
 
     /// The even parts of those that are there and have not told anything.
@@ -152,22 +224,18 @@ impl Limit {
         unheard.saturating_mul(per_minute / view.members.max(1))
     }
 
-    fn answer(&mut self, who: Who, unheard: u64, report: &Report, view: &View, now: Duration) -> Share {
-        let others = || self.holders.iter().filter(|(holder, _)| **holder != who).map(|(_, holder)| holder);
-        let sum = |of: fn(&Holder) -> u64| others().map(of).fold(0, u64::saturating_add);
-        let others_used = sum(|holder| holder.used);
+    fn answer(&mut self, who: Who, number: u64, unheard: u64, report: &Report, view: &View, now: Duration) -> Share {
+        let others_used = self.others_used(who);
+        let others_held = self.others(who).fold(0, |sum: u64, holder| sum.saturating_add(holder.held));
         let taken = report.used.saturating_add(unheard);
         // What nobody used, and of that, what nobody else may use.
         let free = report.per_minute.saturating_sub(taken).saturating_sub(others_used);
-        let available = report.per_minute.saturating_sub(taken).saturating_sub(sum(|holder| holder.held));
-        let demand = others()
-            .filter(|holder| now.saturating_sub(holder.heard) < SILENT_MAX)
+        let available = report.per_minute.saturating_sub(taken).saturating_sub(others_held);
+        let demand = self
+            .others(who)
+            .filter(|holder| !holder.is_silent)
             .fold(report.demand, |sum, holder| sum.saturating_add(holder.demand));
-        let falls: Vec<(Duration, u64)> = others()
-            .flat_map(|holder| &holder.falls)
-            .filter(|(at, _)| *at > now)
-            .map(|(at, amount)| (at.saturating_sub(now), *amount))
-            .collect();
+        let others_fall = self.others_fall(who, now);
 
         let kept = self.claim.filter(|claim| claim.who != who).map_or(0, |claim| claim.wanted);
         let (available, shared) = (available.saturating_sub(kept), free.saturating_sub(kept));
@@ -183,18 +251,16 @@ impl Limit {
             };
         }
         let cap = report.used.saturating_add(headroom);
-        let mut number = 0;
         if let Some(holder) = self.holders.get_mut(&who) {
-            holder.number += 1;
+            (holder.number, holder.told) = (number, cap);
             holder.held = holder.held.max(cap);
             if met && report.wanted > 0 {
                 // It waits for it, and will use it at once: the next report says if not.
                 holder.used = holder.used.saturating_add(report.wanted);
                 holder.falls.push((now + SPAN, report.wanted));
             }
-            number = holder.number;
         }
-        Share { limit: report.limit, number, cap, others_used, others_fall: steps(falls) }
+        Share { limit: report.limit, number, cap, others_used, others_fall }
     }
 }
 

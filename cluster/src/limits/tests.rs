@@ -72,7 +72,7 @@ struct World {
     sent: u64,
     /// Milliseconds a message takes at most.
     late_max: u64,
-    /// Of how many frames one is lost; 0 for none.
+    /// Of how many frames, asks and answers one is lost; 0 for none.
     lost_of: u64,
     rng: TestRng,
 }
@@ -84,6 +84,10 @@ impl World {
         // Long after all have heard of one another.
         let now = Duration::from_secs(10);
         Self { per_minute, nodes: all, now, under_way: BTreeMap::new(), sent: 0, late_max, lost_of, rng }
+    }
+
+    fn owner(&self) -> usize {
+        usize::try_from(self.nodes[0].view.owner(KEY).unwrap().get() - 1).unwrap()
     }
 
     fn random(&mut self, below: u64) -> u64 {
@@ -102,7 +106,21 @@ impl World {
         let (used, falls) = (this.used(now), this.falls(now));
         let part = this.part(per_minute);
         let report = this.holding.report(LIMIT, per_minute, part, used, wanted, falls, now);
+        if self.is_lost() {
+            return self.time_out(node, now, wanted > 0);
+        }
         self.send(Sent::Report { from: node, report, at: now, ask: wanted > 0 });
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.lost_of > 0 && self.random(self.lost_of) == 0
+    }
+
+    /// Who sent something at `sent` waits no longer for an answer.
+    fn time_out(&mut self, node: usize, sent: Duration, ask: bool) {
+        self.sent += 1;
+        let message = Sent::Share { to: node, from: node, share: None, sent, ask };
+        self.under_way.insert((sent + ASK_WITHIN, self.sent), message);
     }
 
     /// A client of the node wants one.
@@ -128,6 +146,9 @@ impl World {
                 let there = &mut self.nodes[owner];
                 let is_owner = there.view.owner(KEY) == Some(there.view.me) && !there.dead;
                 let share = is_owner.then(|| there.table.hear((who, 1), &report, &there.view.clone(), now)).flatten();
+                if self.is_lost() {
+                    return self.time_out(from, at, ask);
+                }
                 self.send(Sent::Share { to: from, from: owner, share, sent: at, ask });
             }
             Sent::Share { to, from, share, sent, ask } => {
@@ -155,9 +176,8 @@ impl World {
             let this = &mut self.nodes[node];
             this.holding.fade();
             let live = this.holding.is_live(now) || this.used(now) > 0;
-            let lost = self.lost_of > 0 && self.random(self.lost_of) == 0;
-            if live && !self.nodes[node].dead {
-                if lost { self.nodes[node].holding.unanswered(now) } else { self.report(node, 0) }
+            if live && !this.dead {
+                self.report(node, 0);
             }
         }
     }
@@ -206,14 +226,16 @@ proptest! {
         per_minute in prop_oneof![1..30u64, 30..600u64],
         late_max in 1..120u64,
         lost_of in prop_oneof![Just(0u64), Just(8)],
-        phases in vec((1..25u64, vec(0..300u64, 6)), 1..7),
+        phases in vec((1..25u64, vec(0..300u64, 6), prop_oneof![4 => Just(0u64), 1 => 58..66u64, 1 => 118..140u64]), 1..7),
     ) {
         let mut world = World::new(nodes, per_minute, late_max, lost_of);
-        for (seconds, rates) in phases {
+        for (seconds, rates, idle) in phases {
             let rates = &rates[..usize::try_from(nodes).unwrap()];
-            world.run(seconds, rates, |world| {
-                assert!(world.used() <= per_minute, "{} of {per_minute} at {:?}", world.used(), world.now);
-            });
+            for (seconds, rates) in [(seconds, rates), (idle, &[])] {
+                world.run(seconds, rates, |world| {
+                    assert!(world.used() <= per_minute, "{} of {per_minute} at {:?}", world.used(), world.now);
+                });
+            }
         }
     }
 
@@ -262,7 +284,7 @@ proptest! {
         hears_after in vec(0..150usize, 4),
     ) {
         let mut world = World::new(4, per_minute, 20, 0);
-        let owner = usize::try_from(view(1, 4).owner(KEY).unwrap().get() - 1).unwrap();
+        let owner = world.owner();
         let mut rates = rates;
         rates[owner] = 0;
         world.run(seconds, &rates, |_world| {});
@@ -386,16 +408,117 @@ fn what_others_do_not_use_is_collected_for_who_lacks_it() {
 #[test]
 fn without_an_owner_each_node_goes_by_its_even_part() {
     let mut world = World::new(3, 60, 1, 0);
-    let owner = usize::try_from(view(1, 3).owner(KEY).unwrap().get() - 1).unwrap();
+    let owner = world.owner();
     let [one, other] = [(owner + 1) % 3, (owner + 2) % 3];
-    world.run(1, &[0; 3], |_world| {});
+    let mut rates = [0; 3];
+    (rates[one], rates[other]) = (5, 1);
+    world.run(3, &rates, |_world| {});
+    let caps = |world: &World| [one, other].map(|node| world.nodes[node].holding.cap(20, world.now));
+    let before = caps(&world);
+    assert!(before.iter().all(|cap| *cap != 20), "{before:?}");
     world.nodes[owner].dead = true;
 
-    let mut rates = [0; 3];
+    world.run(4, &[], |_world| {});
+
+    assert_eq!(caps(&world), [20, 20]);
     (rates[one], rates[other]) = (200, 200);
     world.run(30, &rates, |_world| {});
-
     assert_eq!((world.nodes[one].uses.len(), world.nodes[other].uses.len()), (20, 20));
+}
+
+/// One answer that is lost, or late, is no silence.
+#[test]
+fn who_missed_one_answer_does_not_go_by_its_even_part() {
+    let mut holding = Holding::default();
+    let now = Duration::from_secs(100);
+
+    holding.unanswered(now);
+    assert_eq!(holding.cap(20, now + ms(1)), 0);
+    assert!(matches!(holding.lack(now + ms(1)), Lack::Later(_)), "it is asked again");
+    holding.unanswered(now + Duration::from_mins(5));
+    assert_eq!(holding.cap(20, now + Duration::from_mins(5) + ms(1)), 0, "the other was long ago");
+}
+
+/// An owner forgets who is silent; who comes back after that is told as anybody else.
+#[test]
+fn a_limit_that_was_idle_for_long_is_there_at_once() {
+    let mut world = World::new(3, 600, 5, 0);
+    world.run(40, &[20, 20, 20], |_world| {});
+    world.run(140, &[], |_world| {});
+    assert_eq!(world.used(), 0);
+
+    for node in 0..3 {
+        world.step(&[node]);
+        world.run(1, &[], |_world| {});
+        assert_eq!(world.nodes[node].used(world.now), 1, "node {node}");
+    }
+}
+
+/// What one that died used, and may have used of its leave, falls as any other count; nobody waits for it in vain.
+#[test]
+fn what_a_dead_node_had_falls_in_time() {
+    let mut world = World::new(3, 60, 1, 0);
+    let owner = world.owner();
+    let [dead, other] = [(owner + 1) % 3, (owner + 2) % 3];
+    let mut rates = [0; 3];
+    rates[dead] = 30;
+    world.run(10, &rates, |_world| {});
+    let used = world.nodes[dead].used(world.now);
+    assert!(used > 20, "{used}");
+    world.nodes[dead].dead = true;
+
+    // The others take what is left; then all is gone, and whoever asks is told so at once.
+    rates = [0; 3];
+    rates[other] = 100;
+    world.run(40, &rates, |world| assert!(world.used() <= 60, "{}", world.used()));
+    assert_eq!(world.nodes[other].holding.lack(world.now), Lack::Refuse);
+
+    // A minute and two seconds after it died nothing of it is left.
+    let before = world.nodes[other].uses.len();
+    world.run(70, &rates, |world| assert!(world.used() <= 60, "{}", world.used()));
+    assert!(world.nodes[other].used(world.now) >= 58, "{}", world.nodes[other].used(world.now));
+    assert!(world.nodes[other].uses.len() > before);
+}
+
+/// A peer may say what it likes: what is kept of it is bounded.
+#[test]
+fn what_is_kept_of_a_report_is_bounded() {
+    let (view, mut table) = (view(1, 2), Table::new(9));
+    let now = Duration::from_secs(10);
+    let falls = vec![Step { within_ms: 9, amount: 1 }; 10_000];
+    let report = Report {
+        limit: LIMIT,
+        per_minute: 60,
+        sequence: 1,
+        used: 1,
+        cap: 0,
+        answered: (0, 0),
+        demand: 1,
+        wanted: 0,
+        falls,
+    };
+
+    let answers = (0..9).filter(|life| table.hear((NodeId::new(2), *life), &report, &view, now).is_some());
+
+    assert_eq!(answers.count(), 4, "lives of one node");
+    let share = table.hear((NodeId::new(1), 1), &report, &view, now).unwrap();
+    assert!(share.others_fall.len() <= STEPS_MAX);
+}
+
+/// A report that another overtook is answered as the other: the owner is not silent.
+#[test]
+fn who_was_overtaken_is_answered_all_the_same() {
+    let (view, mut table) = (view(1, 2), Table::new(9));
+    let (now, who) = (Duration::from_secs(10), (NodeId::new(2), 1));
+    let mut holding = Holding::default();
+    holding.want(10);
+    let first = holding.report(LIMIT, 60, 0, 0, 1, Vec::new(), now);
+    let second = holding.report(LIMIT, 60, 0, 0, 1, Vec::new(), now + ms(1));
+
+    let newer = table.hear(who, &second, &view, now + ms(2)).unwrap();
+    let older = table.hear(who, &first, &view, now + ms(3)).unwrap();
+
+    assert_eq!((older.number, older.cap), (newer.number, newer.cap));
 }
 
 /// A retry is promised when enough of what counts, here and elsewhere, is over.

@@ -155,25 +155,74 @@ async fn refused_for_one_shared_limit_counts_for_neither() {
     assert!(passes(&nodes[0], &limits, 90).await);
     assert!(!passes(&nodes[1], &limits, 50).await);
 
-    let turn = telling(&nodes, nodes[1].enter(&limits, 10, clock::now())).await;
-
     // The «no» before keeps the node from asking again at once.
-    assert!(
-        turn.is_err() || turn.is_ok_and(|turn| turn.standing().requests.is_some_and(|level| level.remaining == 18))
-    );
+    let turn = telling(&nodes, async {
+        loop {
+            if let Ok(turn) = nodes[1].enter(&limits, 10, clock::now()).await {
+                break turn;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+
+    assert_eq!(turn.standing().requests.map(|level| level.remaining), Some(18));
 }
 
+/// A moment's silence is no silence: nobody is let in before two seconds of it.
 #[tokio::test]
 async fn without_an_owner_a_node_gives_its_even_part() {
     let nodes = nodes(None);
     let limits = limits(Some(30), None);
-    for queue in &nodes {
-        let mut passed = 0;
-        for _ in 0..30 {
+    assert!(!passes(&nodes[0], &limits, 0).await);
+    let all = nodes.iter().map(async |queue| {
+        let (mut passed, began) = (0, clock::now());
+        // Its part may have been given when it is refused again: the last ones are asked for one by one.
+        for _ in 0..60 {
             passed += u32::from(passes(queue, &limits, 0).await);
+            if clock::now() - began > Duration::from_secs(5) {
+                break;
+            }
         }
-        assert_eq!(passed, 10);
+        passed
+    });
+
+    assert_eq!(futures_util::future::join_all(all).await, [10, 10, 10]);
+}
+
+/// A lowered limit holds for the next request.
+#[tokio::test]
+async fn a_limit_that_is_lowered_holds_at_once() {
+    let nodes = nodes(Some(&owner()));
+    for queue in &nodes {
+        assert!(passes(queue, &limits(Some(600), None), 0).await);
     }
+
+    let lowered = limits(Some(6), None);
+    let mut passed = 0;
+    for number in 0..60 {
+        passed += u32::from(passes(&nodes[number % 3], &lowered, 0).await);
+    }
+
+    assert!(passed <= 3, "{passed}, and three before");
+}
+
+/// Whoever waits has a place of the node: one key does not take those of all.
+#[tokio::test]
+async fn requests_of_one_key_that_wait_leave_places_for_others() {
+    let nodes = nodes(None);
+    let limits = limits(Some(30), None);
+    let all = (0..990).map(|_| passes(&nodes[0], &limits, 0));
+    let other = async {
+        tokio::task::yield_now().await;
+        let known = Limits { key_id: 8, rpm: None, tpm: None };
+        (nodes[0].in_flight(), nodes[0].enter(&known, 0, clock::now()).await.is_ok())
+    };
+
+    let (_all, (waiting, passed)) = tokio::join!(futures_util::future::join_all(all), other);
+
+    assert!(waiting <= 250, "{waiting}");
+    assert!(passed);
 }
 
 /// Who asks at the same time as another of its key waits for that answer, and asks only if it does not do.
