@@ -87,7 +87,7 @@ impl Quota {
     }
 
     /// Sets the bound aside at this target's price, in all of the budgets or in none; waits for the ledger where this node
-    /// holds too little, not beyond `until`. Without a price the attempt is metered, and its cost unknown: no budget in
+    /// holds too little, no longer than it `waits`. Without a price the attempt is metered, and its cost unknown: no budget in
     /// money takes that.
     pub async fn reserve(
         &self,
@@ -95,12 +95,12 @@ impl Quota {
         budgets: &[Arc<Budget>],
         bound: Bound,
         price: Option<Arc<Price>>,
-        until: Instant,
+        waits: Waits,
     ) -> Result<Reservation, QuotaError> {
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (rights, cap) = match &self.0.escrow {
             Some(escrow) if !budgets.is_empty() => {
-                let taken = Asked { escrow, budgets, bound, price: price.as_deref(), until }.take().await;
+                let taken = Asked { escrow, budgets, bound, price: price.as_deref(), waits }.take().await;
                 let (rights, cap) = taken.inspect_err(|error| self.0.count_denied(error, budgets))?;
                 (Some(rights), cap)
             }
@@ -151,6 +151,29 @@ fn unreserved(error: &NotReserved, places: &[Place], budgets: &[Arc<Budget>]) ->
 
 fn tokens_of(counts: TokenCounts) -> u64 {
     counts.input.saturating_add(counts.output)
+}
+
+/// How long an attempt may wait for rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Not beyond.
+    pub until: Instant,
+    /// So long the ledger's «no» is doubted: calls under way may leave enough. What one attempt of a request has doubted,
+    /// the next does not doubt again.
+    pub doubt: Duration,
+}
+
+impl Waits {
+    /// Of a request that has not waited yet.
+    pub fn new(until: Instant) -> Self {
+        Self { until, doubt: held::DOUBT_MAX }
+    }
+
+    /// So much of it was waited.
+    #[must_use]
+    pub fn less(self, waited: Duration) -> Self {
+        Self { doubt: self.doubt.saturating_sub(waited), ..self }
+    }
 }
 
 /// In whose name an attempt is made. All three are names from the configuration, so their number is bounded.

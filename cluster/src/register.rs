@@ -236,7 +236,10 @@ impl Register {
     /// An operator answers for what a life that is over has used.
     fn unspent(&mut self, place: Place, incarnation: Incarnation, used: u64) -> Outcome {
         let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
-        let done = self.accounts.reconcile(place, incarnation, used);
+        let line = self.accounts.window(place).and_then(|window| window.book.line(incarnation));
+        // One that has settled for the last time may still have calls under way.
+        let is_over = line.is_none_or(|line| self.is_over(line.node, incarnation));
+        let done = if is_over { self.accounts.reconcile(place, incarnation, used) } else { None };
         let outcome = done.as_ref().map(|Reconciled { before, after }| {
             format!(
                 "done: window {}, node {}, incarnation {incarnation}: {used} said to be used; used {} before and {} after, \
@@ -258,7 +261,7 @@ impl Register {
     }
 
     /// Whether a life of a node is not the one it lives.
-    fn is_over(&self, node: NodeId, incarnation: Incarnation) -> bool {
+    pub fn is_over(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.members.get(node).is_none_or(|member| member.incarnation != incarnation)
     }
 

@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use actors::quota::escrow::{Escrow, Ledger, Marks, NotReserved};
-use actors::quota::held::Demand;
-use actors::quota::{Account, Bound, Quota};
+use actors::quota::held::{DOUBT_MAX, Demand, Patience};
+use actors::quota::{Account, Bound, Quota, Waits};
 use cluster::directory::budget::{Budget, Mode, Period, Unit};
 use cluster::directory::price::TokenCounts;
 use cluster::id::{Incarnation, NodeId};
@@ -135,9 +135,9 @@ impl Report {
 /// What one request does, on so many budgets.
 async fn take_and_settle(quota: &Quota, account: &Account, budgets: &[Arc<Budget>], times: u64) {
     let bound = Bound { tokens: TokenCounts { input: 100, output: 400, ..TokenCounts::default() }, ..Bound::default() };
-    let until = Instant::now() + Duration::from_mins(10);
+    let waits = Waits::new(Instant::now() + Duration::from_mins(10));
     for _ in 0..times {
-        let reservation = quota.reserve(account, budgets, bound, None, until).await.unwrap();
+        let reservation = quota.reserve(account, budgets, bound, None, waits).await.unwrap();
         black_box(reservation.dispatch().settle(TokenCounts::default()));
     }
 }
@@ -261,7 +261,11 @@ async fn replay(load: Load) -> (Seen, Books) {
         let (seen, spent) = (Arc::clone(&seen), Arc::clone(&spent));
         calls.spawn(async move {
             let until = tokio::time::Instant::now().into_std() + Duration::from_secs(30);
-            let mut reserve = pin!(escrow.reserve(Arc::new([Demand { place, amount: input + 1_000 }]), until));
+            let mut reserve = pin!(escrow.reserve(
+                Arc::new([Demand { place, amount: input + 1_000 }]),
+                Patience::all(DOUBT_MAX),
+                until
+            ));
             let at_once = (&mut reserve).now_or_never();
             let waited = at_once.is_none();
             let reserved = match at_once {

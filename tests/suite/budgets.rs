@@ -177,8 +177,8 @@ async fn a_restart_gives_back_what_was_not_spent() {
 /// Who names no length gets all that the model writes while the budget has room for that; then what is left, and is told so.
 #[tokio::test]
 async fn an_answer_that_nobody_capped_is_as_long_as_the_budget_allows() {
-    let provider = provider(3_000).await;
-    let cluster = builder(&provider, "200000 tokens").nodes(1).start().await;
+    let provider = provider(20_000).await;
+    let cluster = builder(&provider, "600000 tokens").nodes(1).start().await;
     let client = cluster[0].as_key(WEB).with_deadline(LONG);
     let ask = async || {
         let mut body = question();
@@ -204,8 +204,8 @@ async fn an_answer_that_nobody_capped_is_as_long_as_the_budget_allows() {
     assert!(caps.iter().filter(|cap| **cap < 4_096).count() <= 3, "only the last ones are short: {caps:?}");
     assert_eq!(cap(seen.last().unwrap()), caps[caps.len() - 1]);
     let bill = provider.settled().await.total;
-    assert!(bill.input_tokens + bill.output_tokens <= 200_000, "{bill:?}");
-    assert!(bill.input_tokens + bill.output_tokens >= 199_000, "{bill:?}");
+    assert!(bill.input_tokens + bill.output_tokens <= 600_000, "{bill:?}");
+    assert!(bill.input_tokens + bill.output_tokens >= 599_000, "{bill:?}");
 }
 
 /// Below what is spent already, every node says no.

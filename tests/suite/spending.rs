@@ -3,11 +3,10 @@
 use futures_util::future::join_all;
 use harness::{
     DEADLINE, FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, eventually, eventually_within,
-    skipped,
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{FAST, question};
+use crate::cluster::{FAST, WallClock, question};
 
 /// Every call is one of the provider's, so `b` pays for all of them.
 const CONFIG: &str = r#"
@@ -112,6 +111,47 @@ async fn a_hundred_identical_requests_pass_on_a_budget_for_one_and_its_answer_is
     let again = client.post(CHAT, &asking("kept", "who?")).await;
     assert_eq!((again.status, again.header("x-lea-cache")), (200, Some("HIT")));
     assert_eq!(provider.settled().await.total.requests, 1);
+}
+
+/// Who has more does not get the short answer of who has less.
+#[tokio::test]
+async fn an_answer_that_is_capped_for_ones_budget_is_not_shared_with_another() {
+    const OTHER: &str = "the-key-that-every-file-declares-0002";
+    let provider = provider("2000").await;
+    let config = format!(
+        "resources_revision: 1\nproviders: {{ openai: {{ api_key: upstream, base_url: \"{{provider}}/v1\" }} }}\n\
+         routes: {{ kept: {{ targets: [openai/m], cache: {{ mode: exact }} }} }}\n\
+         keys: {{ web: {{ secret: {WEB}, budgets: [b] }}, other: {{ secret: {OTHER} }} }}\n\
+         budgets: {{ b: {{ limit: 1500 tokens, window: total }} }}\n"
+    );
+    let cluster = TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", &provider);
+    let cluster = cluster.nodes(1).start().await;
+    provider.script(json!([{ "hold": { "after_tokens": 1 } }])).await;
+    let ask = |key| {
+        let client = cluster[0].as_key(key).with_deadline(LONG);
+        let body = json!({ "model": "kept", "messages": [{ "role": "user", "content": "go on" }] });
+        async move { client.post(CHAT, &body).await }
+    };
+
+    let others = async {
+        provider.arrived(1).await;
+        let other = ask(OTHER);
+        let release = async {
+            eventually("it waits for the same", async || {
+                cluster[0].metrics().await.count("lea_requests_in_flight", &[]) >= 2.0
+            })
+            .await;
+            provider.release().await;
+        };
+        tokio::join!(other, release).0
+    };
+    let (lead, other) = tokio::join!(ask(WEB), others);
+
+    let finish = |answer: &harness::Reply| answer.json()["choices"][0]["finish_reason"].clone();
+    assert_eq!((lead.status, finish(&lead)), (200, "length".into()));
+    assert!(lead.header("x-lea-max-tokens").is_some());
+    assert_eq!((other.status, finish(&other), other.header("x-lea-max-tokens")), (200, "stop".into(), None));
+    assert_eq!(provider.settled().await.total.requests, 2);
 }
 
 #[tokio::test]
@@ -245,35 +285,19 @@ async fn a_node_that_is_paused_neither_spends_more_than_it_holds_nor_stops_the_o
 #[tokio::test]
 async fn a_clock_that_jumps_a_day_and_back_spends_no_day_twice() {
     const LIMIT: u64 = 10;
-    let library =
-        ["x86_64", "aarch64"].map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"));
-    let Some(library) = library.iter().find(|path| std::fs::exists(path).unwrap_or_default()) else {
-        return skipped("spending::a_clock_that_jumps_a_day_and_back_spends_no_day_twice", "faketime is not installed");
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let clock = folder.path().join("clock");
-    std::fs::write(&clock, "+0\n").unwrap();
+    let Some(clock) = WallClock::new("spending::a_clock_that_jumps_a_day_and_back_spends_no_day_twice") else { return };
     let provider = provider("8").await;
     let mut cluster = builder(&provider, &format!("limit: {LIMIT} requests, window: day")).prepare().await;
-    for number in [0, 1, 2] {
-        cluster.set_env(number, "LD_PRELOAD", library);
-        cluster.set_env(number, "FAKETIME_TIMESTAMP_FILE", &clock.display().to_string());
-        cluster.set_env(number, "FAKETIME_NO_CACHE", "1");
-        cluster.set_env(number, "FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        cluster.start(number);
-    }
-    for number in [0, 1, 2] {
-        cluster.ready(number).await;
-    }
+    clock.start(&mut cluster).await;
     let first = join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await;
     assert_eq!(first.iter().sum::<u64>(), LIMIT);
 
-    std::fs::write(&clock, "+1d\n").unwrap();
+    clock.put("+1d");
     eventually_within(LONG, "the next day has begun", async || one_more(&cluster[0]).await == 200).await;
     let second = join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await;
     assert_eq!(1 + second.iter().sum::<u64>(), LIMIT);
 
-    std::fs::write(&clock, "+0\n").unwrap();
+    clock.put("+0");
     for number in [0, 1, 2] {
         assert_eq!(one_more(&cluster[number]).await, 429, "yesterday is over");
     }

@@ -26,8 +26,22 @@ pub struct Source {
     pub model: Arc<str>,
     /// The number of calls it took, this one included.
     pub attempts: u32,
-    /// The cap on output tokens that was put in because the provider needs one and the client gave none.
-    pub cap: Option<u64>,
+    /// The cap on output tokens that was put in where the client gave none.
+    pub cap: Option<Cap>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cap {
+    pub tokens: u64,
+    /// The budgets of who leads have no more, those of others may. Otherwise the provider needs one, whoever asks.
+    pub of_budget: bool,
+}
+
+impl Source {
+    /// Whether the answer may be shorter than another's would be.
+    pub fn is_capped_by_budget(&self) -> bool {
+        self.cap.is_some_and(|cap| cap.of_budget)
+    }
 }
 
 /// How far a call is.

@@ -51,7 +51,7 @@ use crate::ingress::error::Failure;
 use crate::ingress::relay::{Drive, Form, Supply};
 use crate::provider::{self, Providers};
 use crate::queue::{Limit, Limits, Queue, QueueError};
-use crate::quota::Quota;
+use crate::quota::{Quota, Waits};
 use crate::routing::Routing;
 use crate::supervisor::Tasks;
 
@@ -336,6 +336,7 @@ impl Gateway {
                 return reply::answer(chat, supply, record).await;
             }
         };
+        let mut why = "shared_calls_failed";
         for _ in 0..JOINS_MAX {
             let found = self.cache.find(place.0, place.1, asked, policy, clock::now());
             let (supply, joined) = match found {
@@ -352,6 +353,11 @@ impl Gateway {
             };
             record.cached = Some(if joined { Cached::Coalesced } else { Cached::Miss });
             match reply::begin(supply, chat.deadline, record).await {
+                // Cut short for the budgets of somebody else.
+                Ok(begun) if joined && begun.source().is_capped_by_budget() => {
+                    why = "shared_call_capped";
+                    break;
+                }
                 Ok(begun) => return reply::go_on(&chat, begun, record).await,
                 // The call of somebody else failed before it gave anything: his failure, or his haste, is not ours.
                 Err(_failure) if joined && clock::now() < chat.deadline => {}
@@ -359,7 +365,7 @@ impl Gateway {
             }
         }
         record.cached = Some(Cached::Bypass);
-        record.why_bypassed = Some("shared_calls_failed");
+        record.why_bypassed = Some(why);
         let supply = if drain { self.launch_alone(&chat, policy) } else { self.direct(&chat) };
         reply::answer(chat, supply, record).await
     }
@@ -397,6 +403,7 @@ impl Gateway {
             deadline: chat.deadline,
             head,
             made: 0,
+            waits: Waits::new(chat.deadline),
         }
     }
 

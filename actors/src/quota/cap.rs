@@ -11,9 +11,9 @@ use cluster::directory::budget::{Budget, Mode, Unit};
 use cluster::directory::price::{Price, TokenCounts};
 use cluster::ledger::accounts::Place;
 
-use super::escrow::{Escrow, Hold, NotReserved};
-use super::held::{Demand, Refused};
-use super::{Bill, Bound, QuotaError, dearest, tokens_of, unreserved};
+use super::escrow::{Escrow, Hold, NotReserved, now};
+use super::held::{Demand, Patience, Refused};
+use super::{Bill, Bound, QuotaError, Waits, dearest, tokens_of, unreserved};
 
 /// Tokens of an answer that are waited for as an answer that names its length would.
 pub const CAP_FLOOR: u64 = 4_096;
@@ -68,64 +68,100 @@ pub(super) struct Asked<'a> {
     pub budgets: &'a [Arc<Budget>],
     pub bound: Bound,
     pub price: Option<&'a Price>,
-    pub until: Instant,
+    /// Of all that is tried for it.
+    pub waits: Waits,
+}
+
+/// Rights, and the cap that each answer needs.
+type Taken = (Rights, Option<u64>);
+
+/// Why nothing was taken.
+enum Denied {
+    /// A window ended, and the next has begun: all is to be looked at anew.
+    Over,
+    Because(QuotaError),
+}
+
+impl From<QuotaError> for Denied {
+    fn from(error: QuotaError) -> Self {
+        Self::Because(error)
+    }
 }
 
 impl Asked<'_> {
-    /// Of all budgets or of none; with the cap that each answer needs.
-    pub async fn take(&self) -> Result<(Rights, Option<u64>), QuotaError> {
+    /// Of all budgets or of none.
+    pub async fn take(&self) -> Result<Taken, QuotaError> {
+        let doubted_until = now() + self.waits.doubt;
+        loop {
+            match self.take_now(doubted_until).await {
+                Ok(taken) => return Ok(taken),
+                Err(Denied::Because(error)) => return Err(error),
+                Err(Denied::Over) => {}
+            }
+        }
+    }
+
+    async fn take_now(&self, doubted_until: Instant) -> Result<Taken, Denied> {
+        let doubt = || doubted_until.saturating_duration_since(now());
         if self.bound.may_cap == 0 {
-            return Ok((self.rights(self.bound, false).await?, None));
+            return Ok((self.rights(self.bound, Patience::all(doubt())).await?, None));
         }
         if self.has_room().await? {
-            match self.rights(self.bound, true).await {
-                Err(QuotaError::Exceeded { .. }) => {}
+            match self.rights(self.bound, Patience::or_less(doubt())).await {
+                Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
                 taken => return Ok((taken?, None)),
             }
         }
         let floor = CAP_FLOOR.min(self.longest());
-        if let Some(taken) = self.take_of_what_is_left(floor, |each| floor.max(each / BESIDE)).await {
-            return taken;
+        for _ in 0..TRIES {
+            let each = self.affordable().await?;
+            if each < floor {
+                break;
+            }
+            let each = floor.max(each / BESIDE);
+            match self.rights(self.bound.capped(each), Patience::or_less(doubt())).await {
+                Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
+                taken => return Ok((taken?, Some(each))),
+            }
         }
-        match self.rights(self.bound.capped(floor), false).await {
-            Err(exceeded @ QuotaError::Exceeded { .. }) => {
-                let least = CAP_LEAST.min(floor);
-                self.take_of_what_is_left(least, |each| each).await.unwrap_or(Err(exceeded))
+        match self.rights(self.bound.capped(floor), Patience::all(doubt())).await {
+            Err(Denied::Because(exceeded @ QuotaError::Exceeded { .. })) => {
+                let each = self.affordable().await?;
+                if each < CAP_LEAST.min(floor) || self.would_have(floor).await? {
+                    return Err(exceeded.into());
+                }
+                let taken = self.rights(self.bound.capped(each), Patience::or_less(doubt())).await;
+                Ok((taken?, Some(each)))
             }
             taken => Ok((taken?, Some(floor))),
         }
     }
 
-    /// Whether the longest answers are no more than their part of what is left, as far as anyone has said.
+    /// Whether the longest answers are no more than their part of what is left, as far as anyone has said. A budget that
+    /// no cap saves anything of need only have room.
     async fn has_room(&self) -> Result<bool, QuotaError> {
-        let amounts = self.amounts(self.bound)?;
+        let (whole, capped) = (self.amounts(self.bound)?, self.amounts(self.bound.capped(CAP_FLOOR))?);
+        let amounts = whole.into_iter().zip(capped);
+        let parts = amounts.map(|(whole, capped)| if whole == capped { whole } else { whole.saturating_mul(BESIDE) });
+        Ok(parts.zip(self.most().await?).all(|(part, most)| part <= most))
+    }
+
+    /// Whether the budgets themselves have as much: only calls under way are in the way.
+    async fn would_have(&self, each: u64) -> Result<bool, QuotaError> {
+        let amounts = self.amounts(self.bound.capped(each))?;
+        Ok(amounts.into_iter().zip(self.most().await?).all(|(amount, most)| amount <= most))
+    }
+
+    /// What each budget has that is neither spent nor burned.
+    async fn most(&self) -> Result<impl Iterator<Item = u64>, QuotaError> {
         let most = self.escrow.most(&self.places().await?);
-        Ok(amounts.iter().zip(most).all(|(amount, most)| most.is_none_or(|most| amount.saturating_mul(BESIDE) <= most)))
+        let limits = self.budgets.iter().map(|budget| budget.limit.amount);
+        Ok(most.into_iter().zip(limits).map(|(most, limit)| most.unwrap_or(limit)))
     }
 
     async fn places(&self) -> Result<Vec<Place>, QuotaError> {
-        let places = self.escrow.places(self.budgets, self.until).await;
+        let places = self.escrow.places(self.budgets, self.waits.until).await;
         places.map_err(|error| unreserved(&error, &[], self.budgets))
-    }
-
-    /// `None`: less is left than answers of `least` tokens need. `cap`: of the longest answers that there is room for.
-    async fn take_of_what_is_left(
-        &self,
-        least: u64,
-        cap: impl Fn(u64) -> u64,
-    ) -> Option<Result<(Rights, Option<u64>), QuotaError>> {
-        for _ in 0..TRIES {
-            let each = match self.affordable().await {
-                Ok(each) if each < least => return None,
-                Ok(each) => cap(each),
-                Err(error) => return Some(Err(error)),
-            };
-            match self.rights(self.bound.capped(each), true).await {
-                Err(QuotaError::Exceeded { .. }) => {}
-                taken => return Some(taken.map(|rights| (rights, Some(each)))),
-            }
-        }
-        None
     }
 
     /// Tokens of one answer where nothing caps it.
@@ -154,10 +190,12 @@ impl Asked<'_> {
 
     /// In each budget's unit.
     fn amounts(&self, bound: Bound) -> Result<Vec<u64>, QuotaError> {
+        // Of a soft budget no cap saves anything.
+        let likely = TokenCounts { output: self.bound.tokens.output.min(SOFT_OUTPUT), ..bound.tokens };
         let amount = |budget: &Arc<Budget>| {
             let tokens = match budget.mode {
                 Mode::Hard => bound.tokens,
-                Mode::Soft => TokenCounts { output: bound.tokens.output.min(SOFT_OUTPUT), ..bound.tokens },
+                Mode::Soft => likely,
             };
             match budget.limit.unit {
                 Unit::NanoUsd => match self.price.or(budget.assumed.as_ref()) {
@@ -171,28 +209,24 @@ impl Asked<'_> {
         self.budgets.iter().map(amount).collect()
     }
 
-    /// `or_less`: the caller can do with less, so a «no» is not doubted for long.
-    async fn rights(&self, bound: Bound, or_less: bool) -> Result<Rights, QuotaError> {
-        let Self { escrow, budgets, until, .. } = *self;
+    async fn rights(&self, bound: Bound, patience: Patience) -> Result<Rights, Denied> {
+        let Self { escrow, budgets, waits: Waits { until, .. }, .. } = *self;
         let amounts = self.amounts(bound)?;
-        let counted = |budget: &Arc<Budget>| Counted { unit: budget.limit.unit, assumed: budget.assumed };
-        loop {
-            let places = escrow.places(budgets, until).await.map_err(|error| unreserved(&error, &[], budgets))?;
-            let demand = |(place, amount): (&Place, &u64)| Demand { place: *place, amount: *amount };
-            let demands: Arc<[Demand]> = places.iter().zip(&amounts).map(demand).collect();
-            let reserved = if or_less {
-                escrow.reserve_or_less(demands, until).await
-            } else {
-                escrow.reserve(demands, until).await
-            };
-            match reserved {
-                Ok(hold) => return Ok(Rights { hold, counted: budgets.iter().map(counted).collect() }),
-                // Its next window has begun, and is known here as soon as that is applied.
-                Err(NotReserved::Refused(Refused::Over { place })) => {
-                    escrow.next_after(place, until).await.map_err(|error| unreserved(&error, &places, budgets))?;
-                }
-                Err(error) => return Err(unreserved(&error, &places, budgets)),
+        let places = self.places().await?;
+        let demand = |(place, amount): (&Place, &u64)| Demand { place: *place, amount: *amount };
+        let demands: Arc<[Demand]> = places.iter().zip(&amounts).map(demand).collect();
+        match escrow.reserve(demands, patience, until).await {
+            Ok(hold) => {
+                let counted = |budget: &Arc<Budget>| Counted { unit: budget.limit.unit, assumed: budget.assumed };
+                Ok(Rights { hold, counted: budgets.iter().map(counted).collect() })
             }
+            // Its next window is known here as soon as that is applied.
+            Err(NotReserved::Refused(Refused::Over { place })) => {
+                let next = escrow.next_after(place, until).await;
+                next.map_err(|error| unreserved(&error, &places, budgets))?;
+                Err(Denied::Over)
+            }
+            Err(error) => Err(unreserved(&error, &places, budgets).into()),
         }
     }
 }
@@ -223,40 +257,62 @@ mod tests {
 
     const INPUT: u64 = 100;
 
-    /// Some nodes on a budget of so many tokens.
-    fn nodes(limit: u64, count: u64) -> Vec<Quota> {
-        let (books, places) = Books::new(&[limit]);
+    /// One node's quota, and the budgets that each call must fit in.
+    struct Node {
+        quota: Quota,
+        budgets: Vec<Arc<Budget>>,
+    }
+
+    fn budget(number: usize, limit: &str, mode: Mode) -> Arc<Budget> {
+        let (name, limit) = (format!("b{number}").into(), limit.parse().unwrap());
+        Arc::new(Budget { name, limit, period: Period::Total, timezone: None, mode, assumed: None })
+    }
+
+    /// Some nodes on these budgets.
+    fn nodes(count: u64, limits: &[(&str, Mode)]) -> Vec<Node> {
+        let named = limits.iter().enumerate();
+        let budgets: Vec<_> = named.map(|(number, (limit, mode))| budget(number, limit, *mode)).collect();
+        let (books, places) = Books::new(&budgets.iter().map(|budget| budget.limit.amount).collect::<Vec<_>>());
         let node = |number| {
             let (escrow, _answers) = books.node(number);
-            escrow.publish(Arc::new(HashMap::from([("b".into(), (places[0], Unit::Tokens))])));
-            Quota::with(escrow)
+            let spots = places.iter().zip(&budgets);
+            let spots = spots.map(|(place, budget)| (Arc::clone(&budget.name), (*place, budget.limit.unit)));
+            escrow.publish(Arc::new(spots.collect::<HashMap<_, _>>()));
+            Node { quota: Quota::with(escrow), budgets: budgets.clone() }
         };
         (0..count).map(node).collect()
     }
 
-    async fn reserve(quota: &Quota, choices: u64, may_cap: bool) -> Result<Reservation, QuotaError> {
-        let account = Account { tenant: "acme".into(), provider: "openai".into(), route: "r".into() };
-        let budget = Budget {
-            name: "b".into(),
-            limit: "9 tokens".parse().unwrap(),
-            period: Period::Total,
-            timezone: None,
-            mode: Mode::Hard,
-            assumed: None,
-        };
-        let tokens = TokenCounts { input: INPUT, output: LONGEST * choices, ..TokenCounts::default() };
-        let bound = Bound { tokens, may_cap: if may_cap { choices } else { 0 }, ..Bound::default() };
-        let until = tokio::time::Instant::now().into_std() + Duration::from_mins(1);
-        quota.reserve(&account, &[Arc::new(budget)], bound, None, until).await
+    /// One node on a hard budget of so many tokens.
+    fn alone(tokens: u64) -> Node {
+        nodes(1, &[(&format!("{tokens} tokens"), Mode::Hard)]).remove(0)
+    }
+
+    impl Node {
+        /// For so many answers, which may be capped or name their length.
+        async fn reserve(&self, choices: u64, may_cap: bool) -> Result<Reservation, QuotaError> {
+            let account = Account { tenant: "acme".into(), provider: "openai".into(), route: "r".into() };
+            let tokens = TokenCounts { input: INPUT, output: LONGEST * choices, ..TokenCounts::default() };
+            let bound = Bound { tokens, may_cap: if may_cap { choices } else { 0 }, ..Bound::default() };
+            self.quota.reserve(&account, &self.budgets, bound, None, Waits::new(now() + Duration::from_mins(1))).await
+        }
+
+        async fn cap(&self) -> Result<Option<u64>, QuotaError> {
+            self.reserve(1, true).await.map(|reservation| reservation.cap())
+        }
+    }
+
+    fn used(output: u64) -> TokenCounts {
+        TokenCounts { input: INPUT, output, ..TokenCounts::default() }
     }
 
     #[tokio::test(start_paused = true)]
     async fn where_there_is_room_for_the_longest_answer_nothing_is_capped() {
-        let quotas = nodes(LONGEST * 100, 1);
+        let node = alone(LONGEST * 100);
 
         let mut held = Vec::new();
         for _ in 0..50 {
-            held.push(reserve(&quotas[0], 1, true).await.unwrap());
+            held.push(node.reserve(1, true).await.unwrap());
         }
 
         assert!(held.iter().all(|reservation| reservation.cap().is_none()));
@@ -265,64 +321,90 @@ mod tests {
     /// Another node holds most of it and does not use it: that is no reason to cap.
     #[tokio::test(start_paused = true)]
     async fn what_others_hold_and_do_not_use_is_called_back_rather_than_an_answer_capped() {
-        let quotas = nodes(LONGEST * 5, 2);
-        let holds = reserve(&quotas[0], 4, false).await.unwrap();
-        drop(holds);
+        let nodes = nodes(2, &[(&format!("{} tokens", LONGEST * 5), Mode::Hard)]);
+        drop(nodes[0].reserve(4, false).await.unwrap());
         tokio::time::sleep(Duration::from_secs(1)).await;
 
-        assert_eq!(reserve(&quotas[1], 1, true).await.unwrap().cap(), None);
+        assert_eq!(nodes[1].cap().await, Ok(None));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_capped_at_a_part_of_what_there_is_room_for() {
-        let quotas = nodes(100_000, 1);
+        let node = alone(100_000);
 
-        let first = reserve(&quotas[0], 1, true).await.unwrap();
-        assert_eq!(first.cap(), Some((100_000 - INPUT) / BESIDE));
-        let used = TokenCounts { input: INPUT, output: 79_900, ..TokenCounts::default() };
-        assert_eq!(first.dispatch().settle(used).tokens, used);
+        let first = node.reserve(1, true).await.unwrap();
+        // Nobody has said yet how much is left: its limit says how much that is at most.
+        let cap = first.cap().unwrap();
+        assert!((CAP_FLOOR..=100_000 / BESIDE).contains(&cap), "{cap}");
+        first.dispatch().settle(used(79_900));
+        tokio::time::sleep(Duration::from_secs(2)).await;
 
-        assert_eq!(reserve(&quotas[0], 1, true).await.unwrap().cap(), Some((20_000 - INPUT) / BESIDE));
-        assert_eq!(reserve(&quotas[0], 4, true).await.unwrap().cap(), Some(CAP_FLOOR), "each of four");
-        let refused = reserve(&quotas[0], 1, false).await.err();
+        assert_eq!(node.cap().await, Ok(Some((20_000 - INPUT) / BESIDE)));
+        assert_eq!(node.reserve(4, true).await.unwrap().cap(), Some(CAP_FLOOR), "each of four");
+        let refused = node.reserve(1, false).await.err();
         assert!(matches!(refused, Some(QuotaError::Exceeded { .. })), "it named its length: {refused:?}");
     }
 
     /// A small budget is for more than one at a time.
     #[tokio::test(start_paused = true)]
     async fn answers_that_nobody_capped_are_written_beside_each_other() {
-        let quotas = nodes(100_000, 1);
+        let node = alone(100_000);
 
         let mut held = Vec::new();
         for _ in 0..8 {
-            held.push(reserve(&quotas[0], 1, true).await.unwrap());
+            held.push(node.reserve(1, true).await.unwrap());
         }
 
         assert!(held.iter().all(|reservation| reservation.cap().is_some_and(|cap| cap >= CAP_FLOOR)));
     }
 
+    /// Requests are counted whatever their length, and a soft budget sets aside what is likely.
+    #[tokio::test(start_paused = true)]
+    async fn a_budget_that_no_cap_saves_anything_of_caps_nothing() {
+        let large = format!("{} tokens", LONGEST * 100);
+        let node = nodes(1, &[("2 requests", Mode::Hard), ("2000 tokens", Mode::Soft), (&large, Mode::Hard)]).remove(0);
+
+        let first = node.reserve(1, true).await.unwrap();
+        assert_eq!(first.cap(), None);
+        first.dispatch().settle(used(700));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+
+        assert_eq!(node.cap().await, Ok(None), "the last request, and 1,200 tokens");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn less_than_serves_anybody_is_refused() {
-        let quotas = nodes(INPUT + CAP_LEAST, 1);
-
-        assert_eq!(reserve(&quotas[0], 1, true).await.unwrap().cap(), Some(CAP_LEAST));
-        let refused = reserve(&nodes(INPUT + CAP_LEAST - 1, 1)[0], 1, true).await.err();
-        assert!(matches!(refused, Some(QuotaError::Exceeded { .. })), "{refused:?}");
+        assert_eq!(alone(INPUT + CAP_LEAST).cap().await, Ok(Some(CAP_LEAST)));
+        let refused = alone(INPUT + CAP_LEAST - 1).cap().await;
+        assert!(matches!(refused, Err(QuotaError::Exceeded { .. })), "{refused:?}");
     }
 
     /// Calls under way have all of it: rather than with a word or two, an answer waits for what they leave.
     #[tokio::test(start_paused = true)]
     async fn an_answer_waits_for_calls_under_way_rather_than_be_cut_short() {
-        let quotas = nodes(6_000, 1);
-        let first = reserve(&quotas[0], 1, true).await.unwrap().dispatch();
+        let node = Arc::new(alone(6_000));
+        let first = node.reserve(1, true).await.unwrap().dispatch();
         let mut second = JoinSet::new();
-        let quota = quotas[0].clone();
-        second.spawn(async move { reserve(&quota, 1, true).await.map(|reservation| reservation.cap()) });
+        let other = Arc::clone(&node);
+        second.spawn(async move { other.cap().await });
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(second.try_join_next().is_none());
 
-        first.settle(TokenCounts { input: INPUT, output: 900, ..TokenCounts::default() });
+        first.settle(used(900));
 
         assert_eq!(second.join_all().await, [Ok(Some(CAP_FLOOR))]);
+    }
+
+    /// They take longer than anyone waits: that is no reason for half an answer. All that it waits for is one time.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_not_cut_short_for_what_calls_under_way_may_leave() {
+        let node = alone(6_000);
+        let _under_way = node.reserve(1, true).await.unwrap().dispatch();
+        let began = now();
+
+        let refused = node.cap().await;
+
+        assert!(matches!(refused, Err(QuotaError::Exceeded { .. })), "{refused:?}");
+        assert!(now() - began < super::super::held::DOUBT_MAX + Duration::from_secs(1), "{:?}", now() - began);
     }
 }

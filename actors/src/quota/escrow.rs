@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
-use super::held::{DOUBT_MAX, DOUBT_SHORT, Demand, Held, Refused};
+use super::held::{Demand, Held, Patience, Refused};
 use super::metrics;
 
 /// The ledger is spoken to at least so often while anything is to be said.
@@ -135,15 +135,44 @@ impl Escrow {
         found.ok_or_else(|| NotReserved::Unanswered { waited: now() - began })
     }
 
-    /// All of the demands, or none. Waits for the ledger where this node has too little, not beyond `until`.
-    pub async fn reserve(&self, demands: Arc<[Demand]>, until: Instant) -> Result<Hold, NotReserved> {
-        self.reserve_doubting(demands, DOUBT_MAX, until).await
-    }
-
-    /// As [`reserve`](Self::reserve), by whoever can do with less: a «no» is doubted only as long as calling back takes what
-    /// others do not use.
-    pub async fn reserve_or_less(&self, demands: Arc<[Demand]>, until: Instant) -> Result<Hold, NotReserved> {
-        self.reserve_doubting(demands, DOUBT_SHORT, until).await
+    /// All of the demands, or none. Waits for the ledger where this node has too little, not beyond `until`; its «no» is
+    /// doubted as `patience` says.
+    pub async fn reserve(
+        &self,
+        demands: Arc<[Demand]>,
+        patience: Patience,
+        until: Instant,
+    ) -> Result<Hold, NotReserved> {
+        let began = now();
+        let (waiting, todo) = {
+            let mut held = self.0.held.lock();
+            let waiting = held.reserve(&demands, patience, began).map_err(NotReserved::Refused)?;
+            (waiting, held.todo(&demands, began))
+        };
+        if todo.say {
+            self.0.say.notify_one();
+        }
+        if todo.mark {
+            self.0.mark.notify_one();
+        }
+        let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
+        let last = until.min(began + patience.doubt() + WAIT_MAX);
+        let mut line = Line { escrow: self, demands: &demands, waiting };
+        let answered = loop {
+            let look = last.min(now() + WAIT_MAX);
+            match tokio::time::timeout_at(look.into(), &mut line.waiting).await {
+                Ok(answered) => break answered.ok(),
+                // The ledger answers, and what it says is not enough yet.
+                Err(_elapsed) if now() < last && self.0.held.lock().is_answered(now(), WAIT_MAX) => {}
+                Err(_elapsed) => break None,
+            }
+        };
+        drop(line);
+        match answered {
+            Some(Ok(())) => Ok(self.hold(demands)),
+            Some(Err(refused)) => Err(NotReserved::Refused(refused)),
+            None => Err(NotReserved::Unanswered { waited: now() - began }),
+        }
     }
 
     /// What could be taken of each place if nobody else did, as far as the ledger has said.
@@ -156,44 +185,6 @@ impl Escrow {
     pub fn most(&self, places: &[Place]) -> Vec<Option<u64>> {
         let held = self.0.held.lock();
         places.iter().map(|place| held.most(*place)).collect()
-    }
-
-    async fn reserve_doubting(
-        &self,
-        demands: Arc<[Demand]>,
-        doubt: Duration,
-        until: Instant,
-    ) -> Result<Hold, NotReserved> {
-        let began = now();
-        let (waiting, todo) = {
-            let mut held = self.0.held.lock();
-            let waiting = held.reserve(&demands, doubt, began).map_err(NotReserved::Refused)?;
-            (waiting, held.todo(&demands, began))
-        };
-        if todo.say {
-            self.0.say.notify_one();
-        }
-        if todo.mark {
-            self.0.mark.notify_one();
-        }
-        let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
-        let last = until.min(began + doubt + WAIT_MAX);
-        let mut line = Line { escrow: self, demands: &demands, waiting };
-        let answered = loop {
-            let look = last.min(now() + WAIT_MAX);
-            match tokio::time::timeout_at(look.into(), &mut line.waiting).await {
-                Ok(answered) => break answered.ok(),
-                // The ledger answers, and what it says is not enough yet.
-                Err(_elapsed) if now() < last && self.0.held.lock().is_answered(&demands, now(), WAIT_MAX) => {}
-                Err(_elapsed) => break None,
-            }
-        };
-        drop(line);
-        match answered {
-            Some(Ok(())) => Ok(self.hold(demands)),
-            Some(Err(refused)) => Err(NotReserved::Refused(refused)),
-            None => Err(NotReserved::Unanswered { waited: now() - began }),
-        }
     }
 
     fn hold(&self, demands: Arc<[Demand]>) -> Hold {
@@ -269,7 +260,7 @@ impl Escrow {
 }
 
 /// By the runtime's clock, as its timeouts are.
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -319,6 +310,7 @@ pub(super) mod tests {
     use futures_util::FutureExt;
     use tokio::task::JoinSet;
 
+    use super::super::held::DOUBT_MAX;
     use super::*;
 
     const LIFE: Incarnation = Incarnation::new(1);
@@ -416,6 +408,10 @@ pub(super) mod tests {
         Arc::new([Demand { place, amount }])
     }
 
+    fn long() -> Patience {
+        Patience::all(DOUBT_MAX)
+    }
+
     fn soon() -> Instant {
         now() + Duration::from_mins(1)
     }
@@ -425,12 +421,12 @@ pub(super) mod tests {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, _) = books.node(0);
 
-        let hold = escrow.reserve(demand(places[0], 600), soon()).await.unwrap();
+        let hold = escrow.reserve(demand(places[0], 600), long(), soon()).await.unwrap();
         hold.settle(&[600]);
-        let refused = escrow.reserve(demand(places[0], 600), soon()).await.err();
+        let refused = escrow.reserve(demand(places[0], 600), long(), soon()).await.err();
 
         assert!(matches!(refused, Some(NotReserved::Refused(Refused::Exceeded { amount: 600, .. }))), "{refused:?}");
-        escrow.reserve(demand(places[0], 400), soon()).await.unwrap().settle(&[400]);
+        escrow.reserve(demand(places[0], 400), long(), soon()).await.unwrap().settle(&[400]);
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!((books.used(places[0]), books.held(places[0])), (1_000, 1_000));
     }
@@ -442,7 +438,7 @@ pub(super) mod tests {
         let both: Arc<[Demand]> =
             Arc::new([Demand { place: places[0], amount: 100 }, Demand { place: places[1], amount: 50 }]);
 
-        let refused = escrow.reserve(both, soon()).await.err();
+        let refused = escrow.reserve(both, long(), soon()).await.err();
 
         assert!(matches!(refused, Some(NotReserved::Refused(Refused::Exceeded { amount: 50, .. }))), "{refused:?}");
         assert_eq!(escrow.lease(places[0]).unwrap().reserved(), 0);
@@ -453,11 +449,11 @@ pub(super) mod tests {
     async fn who_comes_when_all_is_set_aside_waits_for_what_comes_back() {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, _) = books.node(0);
-        let first = escrow.reserve(demand(places[0], 900), soon()).await.unwrap();
+        let first = escrow.reserve(demand(places[0], 900), long(), soon()).await.unwrap();
         let other = escrow.clone();
         let place = places[0];
         let mut second = JoinSet::new();
-        second.spawn(async move { other.reserve(demand(place, 500), soon()).await.map(drop) });
+        second.spawn(async move { other.reserve(demand(place, 500), long(), soon()).await.map(drop) });
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(second.try_join_next().is_none());
 
@@ -466,13 +462,51 @@ pub(super) mod tests {
         assert_eq!(second.join_all().await, [Ok(())]);
     }
 
+    /// Of one of its budgets there is nothing to say for long: the ledger answers all the same.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_one_budget_is_not_told_that_nobody_answers_of_another() {
+        let (books, places) = Books::new(&[1_000, 1_000]);
+        let (escrow, _) = books.node(0);
+        let both: Arc<[Demand]> = places.iter().map(|place| Demand { place: *place, amount: 500 }).collect();
+        escrow.reserve(demand(places[1], 500), long(), soon()).await.unwrap().settle(&[1]);
+        let first = escrow.reserve(demand(places[0], 900), long(), soon()).await.unwrap();
+        let mut second = JoinSet::new();
+        let other = escrow.clone();
+        second.spawn(async move { other.reserve(both, long(), soon()).await.map(drop) });
+        tokio::time::sleep(Duration::from_secs(6)).await;
+
+        first.settle(&[10]);
+
+        assert_eq!(second.join_all().await, [Ok(())]);
+    }
+
+    /// What is here is for who stands before: that is no silence of the ledger.
+    #[tokio::test(start_paused = true)]
+    async fn who_can_do_with_less_does_not_stand_behind_who_waits_for_more() {
+        let (books, places) = Books::new(&[1_000]);
+        let (escrow, _) = books.node(0);
+        let _under_way = escrow.reserve(demand(places[0], 600), long(), soon()).await.unwrap();
+        let mut first = JoinSet::new();
+        let other = escrow.clone();
+        let place = places[0];
+        first.spawn(async move { other.reserve(demand(place, 500), long(), soon()).await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+
+        let behind = escrow.reserve(demand(places[0], 100), Patience::or_less(DOUBT_MAX), soon()).await.map(drop);
+
+        assert!(matches!(behind, Err(NotReserved::Refused(Refused::Exceeded { .. }))), "{behind:?}");
+        let refused = first.join_all().await;
+        assert!(matches!(refused[..], [Err(NotReserved::Refused(Refused::Exceeded { .. }))]), "{refused:?}");
+        assert_eq!(escrow.reserve(demand(places[0], 100), long(), soon()).await.map(drop), Ok(()));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_ledger_that_does_not_answer_says_no_to_nobody() {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, answers) = books.node(0);
         answers.store(false, Ordering::Relaxed);
 
-        let refused = escrow.reserve(demand(places[0], 10), soon()).await.err();
+        let refused = escrow.reserve(demand(places[0], 10), long(), soon()).await.err();
 
         assert!(matches!(refused, Some(NotReserved::Unanswered { .. })), "{refused:?}");
     }
@@ -483,11 +517,11 @@ pub(super) mod tests {
         let (books, places) = Books::new(&[1_000]);
         let (one, _) = books.node(0);
         let (other, _) = books.node(1);
-        one.reserve(demand(places[0], 400), soon()).await.unwrap().settle(&[100]);
+        one.reserve(demand(places[0], 400), long(), soon()).await.unwrap().settle(&[100]);
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(one.lease(places[0]).unwrap().idle() > 200, "fetched ahead");
 
-        let got = other.reserve(demand(places[0], 850), soon()).await.map(drop);
+        let got = other.reserve(demand(places[0], 850), long(), soon()).await.map(drop);
 
         assert_eq!(got, Ok(()));
     }
@@ -502,7 +536,7 @@ pub(super) mod tests {
         for number in 0..200 {
             let (escrow, place) = (nodes[number % 3].clone(), places[0]);
             calls.spawn(async move {
-                let hold = escrow.reserve(demand(place, CENT), soon()).await?;
+                let hold = escrow.reserve(demand(place, CENT), long(), soon()).await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 hold.settle(&[CENT]);
                 Ok::<(), NotReserved>(())
@@ -521,8 +555,8 @@ pub(super) mod tests {
     async fn a_report_that_nobody_answered_is_made_again() {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, answers) = books.node(0);
-        escrow.reserve(demand(places[0], 100), soon()).await.unwrap().settle(&[100]);
-        let hold = escrow.reserve(demand(places[0], 50), soon()).await.unwrap();
+        escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle(&[100]);
+        let hold = escrow.reserve(demand(places[0], 50), long(), soon()).await.unwrap();
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!(books.used(places[0]), 100);
 
@@ -541,7 +575,7 @@ pub(super) mod tests {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, _) = books.node(0);
 
-        escrow.reserve(demand(places[0], 100), soon()).await.unwrap().settle(&[900]);
+        escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle(&[900]);
         tokio::time::sleep(Duration::from_secs(3)).await;
 
         let lease = escrow.lease(places[0]).unwrap();
@@ -556,9 +590,9 @@ pub(super) mod tests {
         let (one, _) = books.node(0);
         let (other, _) = books.node(1);
         let recalled = || matches!(books.0.lock().told(places[0], LIFE), Told::Standing(standing) if standing.recall);
-        let _hold = one.reserve(demand(places[0], 900), soon()).await.unwrap();
+        let _hold = one.reserve(demand(places[0], 900), long(), soon()).await.unwrap();
 
-        let waits = other.reserve(demand(places[0], 500), soon());
+        let waits = other.reserve(demand(places[0], 500), long(), soon());
         assert!(tokio::time::timeout(Duration::from_secs(1), waits).await.is_err());
         assert!(recalled(), "he waited");
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -588,11 +622,11 @@ pub(super) mod tests {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, answers) = books.node(0);
         answers.store(false, Ordering::Relaxed);
-        let waits = escrow.reserve(demand(places[0], 10), soon());
+        let waits = escrow.reserve(demand(places[0], 10), long(), soon());
         assert!(tokio::time::timeout(Duration::from_millis(10), waits).await.is_err());
         answers.store(true, Ordering::Relaxed);
 
-        escrow.reserve(demand(places[0], 20), soon()).await.unwrap().settle(&[20]);
+        escrow.reserve(demand(places[0], 20), long(), soon()).await.unwrap().settle(&[20]);
 
         assert_eq!(escrow.lease(places[0]).unwrap().busy(), 20);
     }

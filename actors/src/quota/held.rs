@@ -29,11 +29,34 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How often what was used is reported where nothing else is to be said.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a «no» of the ledger is doubted while calls are under way that may use less than their bound.
+/// How long at most a «no» of the ledger is doubted while calls are under way that may use less than their bound.
 pub const DOUBT_MAX: Duration = Duration::from_secs(10);
 
 /// How long by whoever can do with less: what others hold and do not use is called back in that time.
 pub const DOUBT_SHORT: Duration = Duration::from_millis(500);
+
+/// How an attempt waits where there is too little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a «no» of the ledger is doubted: calls under way may leave enough.
+    doubt: Duration,
+    /// It can do with less, and rather asks for that than wait long or stand behind others.
+    or_less: bool,
+}
+
+impl Patience {
+    pub fn all(doubt: Duration) -> Self {
+        Self { doubt: doubt.min(DOUBT_MAX), or_less: false }
+    }
+
+    pub fn or_less(doubt: Duration) -> Self {
+        Self { doubt: doubt.min(DOUBT_SHORT), or_less: true }
+    }
+
+    pub fn doubt(self) -> Duration {
+        self.doubt
+    }
+}
 
 /// A part of a budget that an attempt needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +83,7 @@ pub type Answer = oneshot::Sender<Result<(), Refused>>;
 struct Waiting {
     demands: Arc<[Demand]>,
     since: Instant,
-    /// How long a «no» is doubted.
-    doubt: Duration,
+    patience: Patience,
     answer: Answer,
 }
 
@@ -70,12 +92,12 @@ struct Spot {
     lease: Lease,
     line: VecDeque<Waiting>,
     standing: Option<Standing>,
-    /// When the ledger last answered.
-    told_at: Option<Instant>,
     said_at: Option<Instant>,
     /// What the ledger was told, as far as it has answered; `None`: nobody knows.
     said: Option<Statement>,
     over: bool,
+    /// When somebody last wanted something of it, whether he got it or not.
+    wanted_at: Option<Instant>,
     pace: Pace,
     /// A mark is on its way to the disk.
     marking: bool,
@@ -96,7 +118,7 @@ impl Pace {
         let passed = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
         self.per_second = self.per_second * (-passed / seconds).exp() + amount as f64 / seconds;
         self.largest = amount.max(self.largest - self.largest / 64);
-        self.at = Some(now);
+        self.at = self.at.max(Some(now));
     }
 
     /// What the next seconds may take.
@@ -137,6 +159,8 @@ fn amount_at(demands: &[Demand], place: Place) -> u64 {
 pub struct Held {
     spots: HashMap<Place, Spot>,
     waiting: usize,
+    /// When the ledger last answered.
+    answered_at: Option<Instant>,
     closed: bool,
 }
 
@@ -154,18 +178,21 @@ impl Held {
     pub fn reserve(
         &mut self,
         demands: &Arc<[Demand]>,
-        doubt: Duration,
+        patience: Patience,
         now: Instant,
     ) -> Result<Option<oneshot::Receiver<Result<(), Refused>>>, Refused> {
         for demand in demands.iter() {
-            self.spots.entry(demand.place).or_default().pace.note(demand.amount, now);
+            self.spots.entry(demand.place).or_default().wanted_at = Some(now);
         }
         let behind =
             demands.iter().find(|demand| self.spots.get(&demand.place).is_some_and(|spot| !spot.line.is_empty()));
         let at = match behind {
             Some(demand) => demand.place,
             None => match self.take(demands) {
-                Ok(()) => return Ok(None),
+                Ok(()) => {
+                    self.note(demands, now);
+                    return Ok(None);
+                }
                 Err((place, _lack)) => place,
             },
         };
@@ -178,9 +205,18 @@ impl Held {
         }
         let (answer, answered) = oneshot::channel();
         self.waiting += 1;
-        let waiting = Waiting { demands: Arc::clone(demands), since: now, doubt, answer };
+        let waiting = Waiting { demands: Arc::clone(demands), since: now, patience, answer };
         self.spots.entry(at).or_default().line.push_back(waiting);
         Ok(Some(answered))
+    }
+
+    /// What is really taken says how much will be: not what somebody asked for who then did with less.
+    fn note(&mut self, demands: &[Demand], now: Instant) {
+        for demand in demands {
+            if let Some(spot) = self.spots.get_mut(&demand.place) {
+                spot.pace.note(demand.amount, now);
+            }
+        }
     }
 
     fn take(&mut self, demands: &[Demand]) -> Result<(), (Place, Lack)> {
@@ -243,12 +279,15 @@ impl Held {
             match self.take(&waiting.demands) {
                 Ok(()) => {
                     self.waiting -= 1;
-                    if waiting.answer.send(Ok(())).is_err() {
-                        // It left between the two: nobody will release this but us.
-                        for demand in waiting.demands.iter() {
-                            if let Some(spot) = self.spots.get_mut(&demand.place) {
-                                spot.lease.release(demand.amount);
-                            }
+                    if waiting.answer.send(Ok(())).is_ok() {
+                        // When it came: that is when it was wanted.
+                        self.note(&waiting.demands, waiting.since);
+                        continue;
+                    }
+                    // It left between the two: nobody will release this but us.
+                    for demand in waiting.demands.iter() {
+                        if let Some(spot) = self.spots.get_mut(&demand.place) {
+                            spot.lease.release(demand.amount);
                         }
                     }
                 }
@@ -265,6 +304,7 @@ impl Held {
 
     /// What the ledger said of a statement of `said_at`.
     pub fn told(&mut self, place: Place, told: Told, said_at: Instant, now: Instant) {
+        self.answered_at = Some(now);
         let Some(spot) = self.spots.get_mut(&place) else { return };
         let standing = match told {
             Told::Standing(standing) => standing,
@@ -279,7 +319,6 @@ impl Held {
         };
         spot.lease.grant(standing.granted);
         spot.standing = Some(standing);
-        spot.told_at = Some(now);
         self.serve(place);
         self.refuse(place, standing, said_at, now);
     }
@@ -312,10 +351,12 @@ impl Held {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
             let never = amount > unused(&standing);
-            let doubted = now.saturating_duration_since(waiting.since) < waiting.doubt;
+            let doubted = now.saturating_duration_since(waiting.since) < waiting.patience.doubt;
+            // What is here is for who stands before it.
+            let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
             let refused = if over {
                 Some(Refused::Over { place })
-            } else if waiting.since <= said_at && (never || !doubted) && amount > spot.lease.idle() {
+            } else if waiting.since <= said_at && (never || !doubted) && lacks {
                 Some(Refused::Exceeded { place, amount, standing })
             } else {
                 None
@@ -330,6 +371,8 @@ impl Held {
             }
         }
         spot.line = kept;
+        // Who stood behind one that was refused may find enough.
+        self.serve(place);
     }
 
     /// What is to be said to the ledger now, up to `most` of it; the rest is said the next time.
@@ -409,12 +452,10 @@ impl Held {
         todo
     }
 
-    /// Whether the ledger has answered for all of these within `lately`.
-    pub fn is_answered(&self, demands: &[Demand], now: Instant, lately: Duration) -> bool {
-        demands.iter().all(|demand| {
-            let told = self.spots.get(&demand.place).and_then(|spot| spot.told_at);
-            told.is_some_and(|at| now.saturating_duration_since(at) < lately)
-        })
+    /// Whether the ledger has answered within `lately`, whatever it was asked: it is one for all budgets, and says nothing
+    /// of those of which there is nothing new.
+    pub fn is_answered(&self, now: Instant, lately: Duration) -> bool {
+        self.answered_at.is_some_and(|at| now.saturating_duration_since(at) < lately)
     }
 
     /// Whether anyone stands in line.
@@ -443,7 +484,7 @@ impl Held {
 impl Spot {
     fn statement(&mut self, place: Place, now: Instant) -> Option<Statement> {
         let recalled = self.standing.is_some_and(|standing| standing.recall);
-        let unused = self.pace.at.is_none_or(|at| now.saturating_duration_since(at) >= IDLE_MAX);
+        let unused = self.wanted_at.is_none_or(|at| now.saturating_duration_since(at) >= IDLE_MAX);
         let first = self.first(place).unwrap_or_default();
         if recalled || unused || self.over {
             // What serves the first in line stays, if it is enough for that.

@@ -39,6 +39,11 @@ impl Names {
         let mut names = self.0.lock();
         names.contains(name) || (names.len() < BUDGETS_MAX && names.insert(Arc::clone(name)))
     }
+
+    /// The name, or [`OTHERS`] where there is no room for it.
+    fn label(&self, name: &Arc<str>) -> Arc<str> {
+        if self.take(name) { Arc::clone(name) } else { Arc::from(OTHERS) }
+    }
 }
 
 /// One budget in its present window, in its own unit.
@@ -84,13 +89,12 @@ pub fn show(budget: &Arc<str>, shown: Shown) {
 }
 
 /// So much of the budget is spent in this window.
-pub fn passed(budget: &Arc<str>, percent: u8) {
-    metrics::counter!(THRESHOLD, "budget" => Arc::clone(budget), "percent" => percent.to_string()).increment(1);
+pub fn passed(names: &Names, budget: &Arc<str>, percent: u8) {
+    metrics::counter!(THRESHOLD, "budget" => names.label(budget), "percent" => percent.to_string()).increment(1);
 }
 
 pub fn denied(names: &Names, budget: &Arc<str>, reason: &'static str) {
-    let budget = if names.take(budget) { Arc::clone(budget) } else { Arc::from(OTHERS) };
-    metrics::counter!(DENIED, "budget" => budget, "reason" => reason).increment(1);
+    metrics::counter!(DENIED, "budget" => names.label(budget), "reason" => reason).increment(1);
 }
 
 pub const METRICS: &[Described] = &[
@@ -193,3 +197,20 @@ pub const METRICS: &[Described] = &[
         help: "Times that 50, 80 or 100 percent of a budget were spent or burned, once a window, counted by the node that leads.",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_beyond_the_bound_share_one() {
+        let names = Names::default();
+        let name = |number: usize| Arc::from(format!("b{number}"));
+        for number in 0..BUDGETS_MAX {
+            assert_eq!(names.label(&name(number)), name(number));
+        }
+
+        assert_eq!(&*names.label(&name(BUDGETS_MAX)), OTHERS);
+        assert_eq!(names.label(&name(0)), name(0), "once there was room for it");
+    }
+}

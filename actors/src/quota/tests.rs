@@ -40,7 +40,7 @@ fn account() -> Account {
 
 /// Without budgets nothing is waited for.
 fn reserved(quota: &Quota, bound: Bound, price: Option<Arc<Price>>) -> Reservation {
-    quota.reserve(&account(), &[], bound, price, cluster::clock::now()).now_or_never().unwrap().unwrap()
+    quota.reserve(&account(), &[], bound, price, Waits::new(cluster::clock::now())).now_or_never().unwrap().unwrap()
 }
 
 fn charge(bound: Bound) -> Charge {

@@ -59,7 +59,7 @@ pub async fn keep(member: Member, escrow: Escrow) {
     let consensus = member.0.consensus.clone();
     let mut progress = consensus.progress();
     let (mut gauges, mut thresholds) = (Gauges::default(), Thresholds::default());
-    let (mut seen, mut applied) = (Vec::new(), None);
+    let (mut seen, mut applied, mut caught_up) = (Vec::new(), None, false);
     let mut looks = interval(EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -68,11 +68,12 @@ pub async fn keep(member: Member, escrow: Escrow) {
         if now != applied {
             applied = now;
             seen = consensus.read(|register: &Register| register.accounts().iter().map(Seen::new).collect::<Vec<_>>());
-            // What the log holds of earlier lives was told when it was said.
-            let tells = consensus.incarnation().get() != 0 && consensus.leader() == Some(consensus.me());
+            // What the log holds of earlier lives was told when it was said: the first look at it tells nothing.
+            let tells = caught_up && consensus.leader() == Some(consensus.me());
+            caught_up = consensus.incarnation().get() != 0;
             for (seen, percent) in thresholds.note(&seen) {
                 if tells {
-                    tell(&member, seen, percent);
+                    tell(&member, &gauges.names, seen, percent);
                 }
             }
         }
@@ -80,9 +81,9 @@ pub async fn keep(member: Member, escrow: Escrow) {
     }
 }
 
-fn tell(member: &Member, seen: &Seen, percent: u8) {
+fn tell(member: &Member, names: &Names, seen: &Seen, percent: u8) {
     let Seen { name, window, shown, .. } = seen;
-    passed(name, percent);
+    passed(names, name, percent);
     let unit = member.0.consensus.read(|register| budgets::known(register, name)).map(|budget| budget.limit.unit);
     let Some(unit) = unit else { return };
     let (spent, limit) = (unit.show(shown.spent()), unit.show(shown.limit));

@@ -34,7 +34,7 @@ impl Plan {
         let unit = known(register, name).ok_or(ChangeError::NotFound)?.limit.unit;
         let (number, window) = window_of(name, account, said.window)?;
         let (incarnation, line) = line_of(register, name, number, window, said)?;
-        if line.stage == Stage::Open {
+        if line.stage == Stage::Open || !register.is_over(line.node, incarnation) {
             return Err(ChangeError::Refused { code: "not_over", reason: still_lives(line, incarnation) });
         }
         let used = said.used.amount(unit).map_err(wrong)?;
@@ -190,6 +190,21 @@ mod tests {
             };
             Plan::new(&self.register, &Reconcile { budget: "b".to_owned(), said })
         }
+    }
+
+    /// It drains: what it has set aside may still be spent.
+    #[test]
+    fn a_process_that_has_settled_for_the_last_time_may_still_live() {
+        let (mut world, life) = World::new();
+        let settle = Act::Settle { node: NODE, incarnation: life, marks: vec![(PLACE, 40)], last: true };
+        assert!(matches!(world.apply(settle), Reply::Done), "it settles");
+
+        assert!(matches!(world.plan("edge-0", life, 9), Err(ChangeError::Refused { code: "not_over", .. })));
+        let act = Act::Unspent { place: PLACE, incarnation: life, used: 9 };
+        assert!(matches!(world.apply(act), Reply::Refused(_)));
+
+        world.starts(2, &MemberInfo { name: "edge-0".to_owned(), ..MemberInfo::default() });
+        world.plan("edge-0", life, 9).unwrap();
     }
 
     #[test]

@@ -20,13 +20,13 @@ use tracing::warn;
 
 use super::{Gateway, Published};
 use crate::breaker::{Admission, Verdict};
-use crate::cache::flight::{Head, Source};
+use crate::cache::flight::{Cap, Head, Source};
 use crate::ingress::error::Failure;
 use crate::ingress::relay::{Live, Receipts};
 use crate::provider::{
     Call, CallError, Credential, DEAD_FOR, Flag, Outcome, Spend, Standing, UpstreamBody, retry_after,
 };
-use crate::quota::{Account, Bound, Charge, QuotaError, Reservation};
+use crate::quota::{Account, Bound, Charge, QuotaError, Reservation, Waits};
 use crate::routing::{FailureClass, Following, Health, Next, Situation};
 
 /// The most of a provider's error page that is read.
@@ -61,6 +61,8 @@ pub struct Attempts {
     pub head: Head,
     /// Calls made so far.
     pub made: u32,
+    /// How long it may still wait for budgets.
+    pub waits: Waits,
 }
 
 /// An attempt that failed, and what that says of the next.
@@ -198,7 +200,9 @@ impl Attempts {
                 return Then::Skip;
             };
             // Money first: it may have to be waited for, and a probe is not held meanwhile.
-            let reservation = match self.reserve(target, &provider, vendor).await {
+            let reserved = self.reserve(target, &provider, vendor).await;
+            self.waits = self.waits.less(clock::now().saturating_duration_since(now));
+            let reservation = match reserved {
                 Ok(reservation) => reservation,
                 Err(failure) => {
                     let again = matches!(failure, Failure::BudgetUnanswered { .. });
@@ -271,7 +275,7 @@ impl Attempts {
             .map_err(|UnknownBudget { name }| Failure::BudgetExceeded { budget: name })?;
         let price = directory.price(&provider.name, &target.model).cloned();
         let (account, bound) = (self.account(provider), self.bound(target, vendor));
-        let reserved = self.gateway.quota.reserve(&account, &budgets, bound, price, self.deadline).await;
+        let reserved = self.gateway.quota.reserve(&account, &budgets, bound, price, self.waits).await;
         reserved.map_err(|error| match error {
             QuotaError::Exceeded { budget } => Failure::BudgetExceeded { budget: budget.to_string() },
             QuotaError::Unpriced { budget } => {
@@ -295,12 +299,13 @@ impl Attempts {
         let cap = reservation.cap();
         let body = self.body(target, provider, vendor, cap)?;
         self.made += 1;
+        let needed = self.cap(vendor).map(|tokens| Cap { tokens, of_budget: false });
         let source = Source {
             dialect: vendor.dialect,
             provider: Arc::clone(&target.provider),
             model: Arc::clone(&target.model),
             attempts: self.made,
-            cap: cap.or(self.cap(vendor)),
+            cap: cap.map(|tokens| Cap { tokens, of_budget: true }).or(needed),
         };
         self.head.lock().asked = Some(source.clone());
         let first_by = self.first_content_by(provider);

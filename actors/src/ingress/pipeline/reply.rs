@@ -31,6 +31,12 @@ pub struct Begun {
     source: Source,
 }
 
+impl Begun {
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+}
+
 /// Waits for the first content, so that a failure before it still has its status. A provider that gave a head and then
 /// thinks for long is enough to begin a stream, which pings keep alive.
 pub async fn begin(mut supply: Supply, deadline: Instant, record: &mut Record) -> Result<Begun, Failure> {
@@ -312,7 +318,7 @@ fn answer_headers(response: &mut Response<Body>, record: &mut Record) {
         text_header(headers, "x-lea-model", &source.model);
         headers.insert(HeaderName::from_static("x-lea-attempts"), HeaderValue::from(source.attempts));
         if let Some(cap) = source.cap {
-            headers.insert(HeaderName::from_static("x-lea-max-tokens"), HeaderValue::from(cap));
+            headers.insert(HeaderName::from_static("x-lea-max-tokens"), HeaderValue::from(cap.tokens));
         }
     }
     text_header(headers, "x-lea-overhead-ms", &format!("{:.3}", overhead.as_secs_f64() * 1e3));

@@ -213,6 +213,7 @@ async fn a_route_without_targets_has_no_healthy_upstream() {
         deadline: clock::now() + SOON,
         head: Head::default(),
         made: 0,
+        waits: Waits::new(clock::now() + SOON),
     };
 
     let Err(failure) = attempts.run().await else { panic!("nobody was there to answer") };
