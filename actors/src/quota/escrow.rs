@@ -485,7 +485,9 @@ pub(super) mod tests {
     async fn who_can_do_with_less_does_not_stand_behind_who_waits_for_more() {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, _) = books.node(0);
+        drop(escrow.reserve(demand(places[0], 1_000), long(), soon()).await.unwrap());
         let _under_way = escrow.reserve(demand(places[0], 600), long(), soon()).await.unwrap();
+        assert_eq!(escrow.lease(places[0]).unwrap().idle(), 400, "all of it is here");
         let mut first = JoinSet::new();
         let other = escrow.clone();
         let place = places[0];
@@ -575,12 +577,12 @@ pub(super) mod tests {
         let (books, places) = Books::new(&[1_000]);
         let (escrow, _) = books.node(0);
 
-        escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle(&[900]);
+        escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle(&[1_500]);
         tokio::time::sleep(Duration::from_secs(3)).await;
 
         let lease = escrow.lease(places[0]).unwrap();
-        assert_eq!((books.used(places[0]), lease.used()), (900, 900));
-        assert!(lease.mark() >= 900, "{lease:?}");
+        assert_eq!((books.used(places[0]), lease.used()), (1_500, 1_500));
+        assert!(lease.mark() >= 1_500, "{lease:?}");
     }
 
     /// Who has left is not waited for: others need not give back what they hold for him.
