@@ -322,3 +322,28 @@ proptest! {
         world.take(&Step::PowerLoss { seed: 7 });
     }
 }
+
+/// There was no room for a segment's head, and the segment before took the next entry: of the one that was never made
+/// nothing may come back after it.
+#[test]
+fn a_segment_that_found_no_room_does_not_come_back() {
+    for seed in 0..200 {
+        let mut world = World::new();
+        for step in [
+            Step::Append { sizes: vec![100, 100] },
+            Step::Commit,
+            // The first of the next two fits into the segment, and leaves no room for the head of another.
+            Step::Fill { room: 96 },
+            Step::Append { sizes: vec![60, 200] },
+            Step::Commit,
+            Step::Append { sizes: vec![0] },
+        ] {
+            world.take(&step);
+        }
+        assert_eq!(world.present().entries.len(), 3, "the two were refused");
+        // Written, and not synced when the power goes.
+        world.machine.fail_syncs_after(0);
+        world.log.commit_queued();
+        world.restart(Some(seed));
+    }
+}

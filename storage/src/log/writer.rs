@@ -242,6 +242,8 @@ impl Writer {
         let mut file = disk.create(&segment.name()).map_err(of_write("log segment could not be made"))?;
         if let Err(error) = file.append(&segment.head.encode()) {
             disk.remove(&segment.name()).map_err(fatal("a half-made log segment could not be removed"))?;
+            // Else it could come back after a crash, behind a segment that was written to since.
+            disk.sync_directory().map_err(fatal("directory of the log could not be made durable"))?;
             return Err(of_write("log segment could not be begun")(error));
         }
         file.sync().map_err(fatal("log segment could not be made durable"))?;
