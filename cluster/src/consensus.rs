@@ -306,6 +306,15 @@ impl Consensus {
         *self.0.incarnation.borrow()
     }
 
+    /// Returns once this life is registered, and all that was decided before is applied where that was decided here; never,
+    /// if it ends before.
+    pub async fn registered(&self) {
+        let mut incarnation = self.0.incarnation.subscribe();
+        if incarnation.wait_for(|incarnation| incarnation.get() != 0).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Registers this life of the process. Until then the node proposes nothing else, and grants nothing. The same nonce
     /// again is the same life.
     pub async fn started(

@@ -403,6 +403,31 @@ async fn what_a_lost_node_held_is_given_back_once_it_is_taken_out() {
     assert_eq!(after["remaining_high"], 980, "{after}");
 }
 
+/// What its log holds of earlier lives was told when it was said.
+#[tokio::test]
+async fn a_threshold_is_not_told_again_after_a_restart() {
+    let provider = provider(10).await;
+    let mut cluster = builder(&provider, "10 requests").nodes(1).start().await;
+    let told = async |cluster: &TestCluster, percent: &str| {
+        let labels = [("budget", "b"), ("percent", percent)];
+        cluster[0].metrics().await.count("lea_budget_threshold_total", &labels) > 0.5
+    };
+    let call = async |cluster: &TestCluster| {
+        assert_eq!(cluster[0].as_key(WEB).post("/v1/chat/completions", &asking(10)).await.status, 200);
+    };
+    for _ in 0..9 {
+        call(&cluster).await;
+    }
+    eventually_within(DEADLINE, "it is told", async || told(&cluster, "80").await).await;
+
+    assert!(cluster.stop(0).await.success());
+    cluster.start_ready(0).await;
+    call(&cluster).await;
+
+    eventually_within(DEADLINE, "the next is told", async || told(&cluster, "100").await).await;
+    assert!(!told(&cluster, "50").await && !told(&cluster, "80").await);
+}
+
 /// What is left, what was denied and what is nearly spent is in the metrics of every node; a threshold is told once.
 #[tokio::test]
 async fn budgets_are_seen_in_the_metrics() {

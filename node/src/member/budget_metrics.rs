@@ -58,8 +58,13 @@ impl Seen {
 pub async fn keep(member: Member, escrow: Escrow) {
     let consensus = member.0.consensus.clone();
     let mut progress = consensus.progress();
+    let look = || consensus.read(|register: &Register| register.accounts().iter().map(Seen::new).collect::<Vec<_>>());
     let (mut gauges, mut thresholds) = (Gauges::default(), Thresholds::default());
-    let (mut seen, mut applied, mut caught_up) = (Vec::new(), None, false);
+    consensus.registered().await;
+    // What the log holds of earlier lives was told when it was said. Nothing is spent here before this.
+    let mut applied = progress.borrow_and_update().applied;
+    let mut seen = look();
+    thresholds.note(&seen);
     let mut looks = interval(EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -67,10 +72,8 @@ pub async fn keep(member: Member, escrow: Escrow) {
         let now = progress.borrow_and_update().applied;
         if now != applied {
             applied = now;
-            seen = consensus.read(|register: &Register| register.accounts().iter().map(Seen::new).collect::<Vec<_>>());
-            // What the log holds of earlier lives was told when it was said: the first look at it tells nothing.
-            let tells = caught_up && consensus.leader() == Some(consensus.me());
-            caught_up = consensus.incarnation().get() != 0;
+            seen = look();
+            let tells = consensus.leader() == Some(consensus.me());
             for (seen, percent) in thresholds.note(&seen) {
                 if tells {
                     tell(&member, &gauges.names, seen, percent);
