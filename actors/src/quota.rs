@@ -11,7 +11,7 @@ pub mod metrics;
 use ::metrics::Counter;
 use cluster::directory::budget::Budget;
 use cluster::directory::price::{Price, TokenCounts};
-use cluster::ledger::accounts::Place;
+use cluster::ledger::accounts::{Place, USERS_MAX, UserId};
 use cluster::ledger::money::NanoUsd;
 use parking_lot::RwLock;
 use std::collections::HashMap;
@@ -50,6 +50,7 @@ impl Shared {
         let (budget, reason) = match error {
             QuotaError::Exceeded { budget } => (Some(budget), "exceeded"),
             QuotaError::Unpriced { budget } => (Some(budget), "unpriced"),
+            QuotaError::Crowded { budget } => (Some(budget), "crowded"),
             QuotaError::Unanswered { .. } => (None, "unanswered"),
             QuotaError::Full => (None, "full"),
         };
@@ -68,6 +69,8 @@ pub enum QuotaError {
     Exceeded { budget: Arc<str> },
     #[error("the budget `{budget}` is in US dollars, and the target has no price")]
     Unpriced { budget: Arc<str> },
+    #[error("the budget `{budget}` has {USERS_MAX} end users, or all have many, and no account for another")]
+    Crowded { budget: Arc<str> },
     /// It may be tried again.
     #[error("the ledger did not answer within {waited:?}")]
     Unanswered { waited: Duration },
@@ -86,21 +89,23 @@ impl Quota {
         Self(Arc::new(Shared { escrow: Some(escrow), ..Shared::default() }))
     }
 
-    /// Sets the bound aside at this target's price, in all of the budgets or in none; waits for the ledger where this node
-    /// holds too little, no longer than it `waits`. Without a price the attempt is metered, and its cost unknown: no budget in
-    /// money takes that.
+    /// Sets the bound aside at this target's price, in all of the payer's budgets or in none; waits for the ledger where this
+    /// node holds too little, no longer than it `waits`. Without a price the attempt is metered, and its cost unknown: no
+    /// budget in money takes that.
     pub async fn reserve(
         &self,
-        account: &Account,
-        budgets: &[Arc<Budget>],
+        payer: Payer<'_>,
         bound: Bound,
         price: Option<Arc<Price>>,
         waits: Waits,
     ) -> Result<Reservation, QuotaError> {
+        let Payer { account, budgets, end_user } = payer;
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (rights, cap) = match &self.0.escrow {
             Some(escrow) if !budgets.is_empty() => {
-                let taken = Asked { escrow, budgets, bound, price: price.as_deref(), waits }.take().await;
+                let user = end_user.filter(|_| budgets.iter().any(|budget| budget.each)).map(UserId::of);
+                let user = user.unwrap_or_default();
+                let taken = Asked { escrow, budgets, user, bound, price: price.as_deref(), waits }.take().await;
                 let (rights, cap) = taken.inspect_err(|error| self.0.count_denied(error, budgets))?;
                 (Some(rights), cap)
             }
@@ -139,11 +144,15 @@ impl Quota {
 }
 
 fn unreserved(error: &NotReserved, places: &[Place], budgets: &[Arc<Budget>]) -> QuotaError {
+    let named = |place: &Place| {
+        let budget = places.iter().zip(budgets).find(|(at, _)| *at == place).map(|(_, budget)| &budget.name);
+        budget.cloned().unwrap_or_default()
+    };
     match error {
         NotReserved::Refused(Refused::Exceeded { place, .. } | Refused::Over { place }) => {
-            let budget = places.iter().zip(budgets).find(|(at, _)| *at == place).map(|(_, budget)| &budget.name);
-            QuotaError::Exceeded { budget: budget.cloned().unwrap_or_default() }
+            QuotaError::Exceeded { budget: named(place) }
         }
+        NotReserved::Refused(Refused::Crowded { place }) => QuotaError::Crowded { budget: named(place) },
         NotReserved::Refused(Refused::Full) => QuotaError::Full,
         NotReserved::Unanswered { waited } => QuotaError::Unanswered { waited: *waited },
     }
@@ -183,6 +192,16 @@ pub struct Account {
     pub provider: Arc<str>,
     /// The route's label.
     pub route: Arc<str>,
+}
+
+/// Who pays for an attempt.
+#[derive(Clone, Copy)]
+pub struct Payer<'a> {
+    pub account: &'a Account,
+    /// It must fit in all of them.
+    pub budgets: &'a [Arc<Budget>],
+    /// As the request names him.
+    pub end_user: Option<&'a str>,
 }
 
 /// The most an attempt can use.

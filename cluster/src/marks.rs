@@ -14,6 +14,7 @@ use storage::log::{Failed, Log, ReadError, receipt};
 
 use crate::id::Incarnation;
 use crate::ledger::accounts::Place;
+use crate::ledger::lease::Mark;
 
 /// Records after which everything is written as one, and what came before is purged.
 const RECORDS_MAX: u64 = 4_096;
@@ -25,12 +26,12 @@ const PLACES_MANY: usize = 4_096;
 const FORMAT: u8 = 1;
 
 /// Marks by life and place.
-pub type Lives = BTreeMap<Incarnation, BTreeMap<Place, u64>>;
+pub type Lives = BTreeMap<Incarnation, BTreeMap<Place, Mark>>;
 
 #[derive(Serialize, Deserialize)]
 enum Record {
     Begun(Incarnation),
-    Marks(Incarnation, Vec<(Place, u64)>),
+    Marks(Incarnation, Vec<(Place, Mark)>),
     Forgotten(Incarnation),
     /// All there is.
     All(Lives),
@@ -78,12 +79,17 @@ impl Marks {
         self.0.kept.lock().lives.clone()
     }
 
+    /// Whether no other life than this one is known, or all are settled.
+    pub fn is_alone(&self, life: Incarnation) -> bool {
+        self.0.kept.lock().lives.keys().all(|known| *known == life)
+    }
+
     /// Before this life is granted anything. Durable when it returns, as are the next two.
     pub async fn begin(&self, life: Incarnation) -> Result<(), Failed> {
         self.write(Record::Begun(life)).await
     }
 
-    pub async fn mark(&self, life: Incarnation, marks: Vec<(Place, u64)>) -> Result<(), Failed> {
+    pub async fn mark(&self, life: Incarnation, marks: Vec<(Place, Mark)>) -> Result<(), Failed> {
         self.write(Record::Marks(life, marks)).await
     }
 
@@ -148,7 +154,7 @@ fn take(lives: &mut Lives, record: Record) {
             let kept = lives.entry(life).or_default();
             for (place, mark) in marks {
                 let highest = kept.entry(place).or_default();
-                *highest = mark.max(*highest);
+                *highest = highest.and(mark);
             }
         }
         Record::Forgotten(life) => {
@@ -178,7 +184,7 @@ mod tests {
     }
 
     fn place(budget: u64) -> Place {
-        Place { budget: BudgetId(budget), window: 0 }
+        Place::new(BudgetId(budget), 0)
     }
 
     #[tokio::test]
@@ -187,18 +193,19 @@ mod tests {
         let marks = open(&disk);
         let (first, second) = (Incarnation::new(5), Incarnation::new(9));
         marks.begin(first).await.unwrap();
-        marks.mark(first, vec![(place(1), 10), (place(2), 7)]).await.unwrap();
-        marks.mark(first, vec![(place(1), 30)]).await.unwrap();
-        marks.mark(first, vec![(place(1), 20)]).await.unwrap();
+        marks.mark(first, vec![(place(1), Mark { reach: 10, lent: 4 }), (place(2), Mark::to(7))]).await.unwrap();
+        marks.mark(first, vec![(place(1), Mark::to(30))]).await.unwrap();
+        marks.mark(first, vec![(place(1), Mark::to(20))]).await.unwrap();
         marks.begin(second).await.unwrap();
         drop(marks);
         disk.crash(1);
 
         let marks = open(&disk);
 
-        let expected =
-            BTreeMap::from([(first, BTreeMap::from([(place(1), 30), (place(2), 7)])), (second, BTreeMap::new())]);
+        let reached = BTreeMap::from([(place(1), Mark { reach: 30, lent: 4 }), (place(2), Mark::to(7))]);
+        let expected = BTreeMap::from([(first, reached), (second, BTreeMap::new())]);
         assert_eq!(marks.lives(), expected);
+        assert!(!marks.is_alone(second));
         marks.forget(first).await.unwrap();
         drop(marks);
         disk.crash(2);
@@ -210,13 +217,13 @@ mod tests {
         let disk = SimulatedDisk::new();
         let marks = open(&disk);
         let life = Incarnation::new(1);
-        let window = |window| Place { budget: BudgetId(0), window };
+        let window = |window| Place::new(BudgetId(0), window);
         let past = |place: Place| place.window < 6_000;
-        marks.mark(life, (0..4_000).map(|number| (window(number), 1)).collect()).await.unwrap();
+        marks.mark(life, (0..4_000).map(|number| (window(number), Mark::to(1))).collect()).await.unwrap();
         marks.prune(past);
         assert_eq!(marks.lives()[&life].len(), 4_000, "not many yet");
 
-        marks.mark(life, (4_000..6_010).map(|number| (window(number), 1)).collect()).await.unwrap();
+        marks.mark(life, (4_000..6_010).map(|number| (window(number), Mark::to(1))).collect()).await.unwrap();
         marks.prune(past);
 
         assert_eq!(
@@ -231,7 +238,7 @@ mod tests {
         let marks = open(&disk);
         let life = Incarnation::new(1);
         for number in 0..RECORDS_MAX * 2 + 10 {
-            marks.mark(life, vec![(place(number % 5), number)]).await.unwrap();
+            marks.mark(life, vec![(place(number % 5), Mark::to(number))]).await.unwrap();
         }
         let bounds = marks.0.log.bounds();
         let before = marks.lives();

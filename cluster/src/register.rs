@@ -214,9 +214,9 @@ impl Register {
                 let news = rolls.iter().filter(|roll| self.accounts.roll(roll)).count() > 0;
                 Outcome::quiet(Reply::Done, Changed { accounts: news, ..changed })
             }
-            Act::Settle { node, incarnation, marks, last } => {
+            Act::Settle { node, incarnation, marks, whole, last } => {
                 if *last || self.is_over(*node, *incarnation) {
-                    self.accounts.settle(*node, *incarnation, &marks.iter().copied().collect());
+                    self.accounts.settle(*node, *incarnation, &marks.iter().copied().collect(), *whole);
                 }
                 Outcome::quiet(Reply::Done, changed)
             }
@@ -236,7 +236,7 @@ impl Register {
     /// An operator answers for what a life that is over has used.
     fn unspent(&mut self, place: Place, incarnation: Incarnation, used: u64) -> Outcome {
         let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
-        let line = self.accounts.window(place).and_then(|window| window.book.line(incarnation));
+        let line = self.accounts.book(place).and_then(|book| book.line(incarnation));
         // One that has settled for the last time may still have calls under way.
         let is_over = line.is_none_or(|line| self.is_over(line.node, incarnation));
         let done = if is_over { self.accounts.reconcile(place, incarnation, used) } else { None };

@@ -102,6 +102,8 @@ struct Inner {
     phase: watch::Sender<Phase>,
     published: watch::Sender<u64>,
     marks: Marks,
+    /// The directory may be a copy of another's.
+    adopted: bool,
     rates: Arc<Rates>,
     /// Nanoseconds since boot; 0 before the first time.
     fresh_until: AtomicU64,
@@ -283,6 +285,7 @@ impl Member {
             fresh_until: AtomicU64::new(0),
             timing,
             marks,
+            adopted: adopt,
             rates: Arc::new(Rates::new(me).map_err(MemberError::Randomness)?),
             introduction,
             loaded: Arc::clone(loaded),

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench budgets` prints a table and writes `tests/benches/results/budgets.json`. The first part is real
 //! time: taking and settling rights, beside as many plain counters behind one lock. The second is virtual time: a trace of
-//! requests over three nodes whose ledger takes five milliseconds an answer.
+//! requests over three nodes whose ledger takes five milliseconds an answer; with `LEA_EVAL_DATA`, a recorded one too.
 
 #![expect(
     clippy::unwrap_used,
@@ -16,6 +16,7 @@
 
 use std::collections::HashMap;
 use std::hint::black_box;
+use std::io::Read;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,12 +25,13 @@ use std::time::{Duration, Instant};
 
 use actors::quota::escrow::{Escrow, Ledger, Marks, NotReserved};
 use actors::quota::held::{DOUBT_MAX, Demand, Patience};
-use actors::quota::{Account, Bound, Quota, Waits};
+use actors::quota::{Account, Bound, Payer, Quota, Waits};
 use cluster::directory::budget::{Budget, Mode, Period, Unit};
 use cluster::directory::price::TokenCounts;
 use cluster::id::{Incarnation, NodeId};
 use cluster::ledger::accounts::{Accounts, Declared, Place, Roll, Told};
 use cluster::ledger::book::Statement;
+use cluster::ledger::lease::Mark;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -44,6 +46,9 @@ const NODES: u64 = 3;
 
 /// How long the ledger takes: a round to a majority, and its disks.
 const COMMIT: Duration = Duration::from_millis(5);
+
+/// Tokens of an answer at most, as clients say.
+const OUTPUT: u64 = 1_000;
 
 /// One ledger for all nodes.
 #[derive(Clone, Default)]
@@ -71,12 +76,16 @@ impl Ledger for Line {
         }
         .boxed()
     }
+
+    fn debts(&self, _place: Place) -> Option<u64> {
+        Some(0)
+    }
 }
 
 struct Disk;
 
 impl Marks for Disk {
-    fn write(&self, _marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>> {
+    fn write(&self, _marks: Vec<(Place, Mark)>) -> BoxFuture<'static, Result<(), String>> {
         tokio::time::sleep(Duration::from_millis(1)).map(Ok).boxed()
     }
 }
@@ -87,7 +96,12 @@ fn world(limits: &[u64], nodes: u64) -> (Books, Vec<Place>, Vec<Escrow>) {
     let declared: Vec<Declared> = limits
         .iter()
         .enumerate()
-        .map(|(number, limit)| Declared { name: format!("b{number}"), terms: String::new(), limit: *limit })
+        .map(|(number, limit)| Declared {
+            name: format!("b{number}"),
+            terms: String::new(),
+            limit: *limit,
+            each: false,
+        })
         .collect();
     let mut accounts = books.accounts.lock();
     accounts.align(&declared);
@@ -96,7 +110,7 @@ fn world(limits: &[u64], nodes: u64) -> (Books, Vec<Place>, Vec<Escrow>) {
         accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
     }
     drop(accounts);
-    let places: Vec<Place> = ids.into_iter().map(|budget| Place { budget, window: 0 }).collect();
+    let places: Vec<Place> = ids.into_iter().map(|budget| Place::new(budget, 0)).collect();
     let node = |number| {
         let (escrow, says, marking) = Escrow::new(Arc::new(Line { books: books.clone(), number }), Arc::new(Disk));
         let mut loops = JoinSet::new();
@@ -137,7 +151,7 @@ async fn take_and_settle(quota: &Quota, account: &Account, budgets: &[Arc<Budget
     let bound = Bound { tokens: TokenCounts { input: 100, output: 400, ..TokenCounts::default() }, ..Bound::default() };
     let waits = Waits::new(Instant::now() + Duration::from_mins(10));
     for _ in 0..times {
-        let reservation = quota.reserve(account, budgets, bound, None, waits).await.unwrap();
+        let reservation = quota.reserve(Payer { account, budgets, end_user: None }, bound, None, waits).await.unwrap();
         black_box(reservation.dispatch().settle(TokenCounts::default()));
     }
 }
@@ -166,6 +180,8 @@ fn budgets(levels: usize) -> Vec<Arc<Budget>> {
             period: Period::Total,
             timezone: None,
             mode: Mode::Hard,
+            overdraft: 0,
+            each: false,
             assumed: None,
         })
     };
@@ -225,6 +241,45 @@ impl Dice {
     }
 }
 
+/// One call of a trace.
+#[derive(Clone, Copy)]
+struct Call {
+    /// Since the first.
+    at: Duration,
+    input: u64,
+    output: u64,
+}
+
+/// Like one of conversations: prompts of some 1,000 tokens and answers of some 130. Arrivals are random, and four times as
+/// dense in every tenth second.
+fn synthetic(per_second: f64, lasts: Duration) -> Vec<Call> {
+    let (mut dice, mut at, mut calls) = (Dice(1), Duration::ZERO, Vec::new());
+    while at < lasts {
+        let dense = if at.as_secs().is_multiple_of(10) { 4.0 } else { 1.0 };
+        at += Duration::from_secs_f64(dice.exponential(1.0 / per_second / dense));
+        calls.push(Call { at, input: dice.tokens(1_000.0, 0.9), output: dice.tokens(130.0, 0.9) });
+    }
+    calls
+}
+
+/// The conversations of Azure's trace of 2023 (`TIMESTAMP,ContextTokens,GeneratedTokens`), in the folder that
+/// `LEA_EVAL_DATA` names. `None`: it is not there.
+fn recorded() -> Option<Vec<Call>> {
+    let folder = std::env::var_os("LEA_EVAL_DATA")?;
+    let file = std::fs::File::open(std::path::Path::new(&folder).join("azure_llm_2023_conv.csv.gz")).ok()?;
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    let call = |line: &str| {
+        let mut fields = line.split(',');
+        let at = humantime::parse_rfc3339_weak(fields.next()?).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Call { at, input: fields.next()?.parse().ok()?, output: fields.next()?.parse().ok()? })
+    };
+    let mut calls: Vec<Call> = text.lines().skip(1).map(|line| call(line).unwrap()).collect();
+    let first = calls.first()?.at;
+    calls.iter_mut().for_each(|call| call.at -= first);
+    Some(calls)
+}
+
 #[derive(Default)]
 struct Seen {
     passed: u64,
@@ -238,31 +293,25 @@ struct Seen {
 struct Load {
     limit: u64,
     budgets: usize,
-    /// Of all nodes together.
-    per_second: f64,
-    lasts: Duration,
+    /// On all nodes together.
+    calls: Vec<Call>,
 }
 
-/// The trace: like one of conversations, prompts of some 1,000 tokens and answers of some 130, which are set aside at 1,000
-/// and come at 50 a second. Arrivals are random, and four times as dense in every tenth second.
+/// Answers are set aside at [`OUTPUT`] tokens, and come at 50 a second.
 async fn replay(load: Load) -> (Seen, Books) {
     let (books, places, escrows) = world(&vec![load.limit; load.budgets], NODES);
-    let (mut dice, seen, spent) = (Dice(1), Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicU64::new(0)));
+    let (seen, spent) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicU64::new(0)));
     let (mut calls, began) = (JoinSet::new(), tokio::time::Instant::now());
-    let (mut number, mut due) = (0usize, began);
-    while began.elapsed() < load.lasts {
-        let dense = if began.elapsed().as_secs() % 10 == 0 { 4.0 } else { 1.0 };
-        due += Duration::from_secs_f64(dice.exponential(1.0 / load.per_second / dense));
+    for (number, call) in load.calls.into_iter().enumerate() {
         // Timers have milliseconds: those due within one come together.
-        tokio::time::sleep_until(due).await;
-        let (input, output) = (dice.tokens(1_000.0, 0.9), dice.tokens(130.0, 0.9).min(1_000));
+        tokio::time::sleep_until(began + call.at).await;
+        let (input, output) = (call.input, call.output.min(OUTPUT));
         let (escrow, place) = (escrows[number % escrows.len()].clone(), places[number % places.len()]);
-        number += 1;
         let (seen, spent) = (Arc::clone(&seen), Arc::clone(&spent));
         calls.spawn(async move {
             let until = tokio::time::Instant::now().into_std() + Duration::from_secs(30);
             let mut reserve = pin!(escrow.reserve(
-                Arc::new([Demand { place, amount: input + 1_000 }]),
+                Arc::new([Demand { place, amount: input + OUTPUT, overdraft: 0 }]),
                 Patience::all(DOUBT_MAX),
                 until
             ));
@@ -302,16 +351,21 @@ fn over_the_trace(report: &mut Report) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(replay(load))
     };
-    let (seen, _) = run(Load { limit: 100_000_000, budgets: 1, per_second: 10.0, lasts: Duration::from_mins(20) });
-    let share = seen.at_once as f64 / seen.passed as f64 * 100.0;
-    report.row("admitted without a round trip, of a trace", share, "%", 99.0, "goal");
+    let made = ("a synthetic trace", synthetic(10.0, Duration::from_mins(20)));
+    let traces = std::iter::once(made).chain(recorded().map(|calls| ("Azure's trace", calls)));
+    for (name, calls) in traces {
+        let all: u64 = calls.iter().map(|call| call.input + call.output.min(OUTPUT)).sum();
+        let (seen, _) = run(Load { limit: all * 2, budgets: 1, calls: calls.clone() });
+        let share = seen.at_once as f64 / seen.passed as f64 * 100.0;
+        report.row(&format!("admitted without a round trip, {name}"), share, "%", 99.0, "goal");
 
-    let (seen, _) = run(Load { limit: 10_000_000, budgets: 1, per_second: 10.0, lasts: Duration::from_mins(20) });
-    let first = seen.first_denial.map_or(f64::NAN, |share| share * 100.0);
-    report.row("spent when somebody is first told no", first, "% of limit", 98.0, "goal");
+        let (seen, _) = run(Load { limit: all / 2, budgets: 1, calls });
+        let first = seen.first_denial.map_or(f64::NAN, |share| share * 100.0);
+        report.row(&format!("spent when first told no, {name}"), first, "% of limit", 98.0, "goal");
+    }
 
     let lasts = Duration::from_secs(30);
-    let load = Load { limit: 1_000_000_000, budgets: 1_000, per_second: 1_667.0 / 1.3, lasts };
+    let load = Load { limit: 1_000_000_000, budgets: 1_000, calls: synthetic(1_667.0 / 1.3, lasts) };
     let (seen, books) = run(load);
     let seconds = lasts.as_secs_f64();
     let a_second = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;

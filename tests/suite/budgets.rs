@@ -143,6 +143,96 @@ async fn a_budget_holds_while_the_leader_is_killed() {
     assert!(provider.settled().await.total.cost_nano_usd <= LIMIT);
 }
 
+/// Two of three nodes die: the third spends what it holds and its overdraft, and then says that nobody can be asked, not that
+/// nothing is left. When they are back what it overspent is known, and nobody spends more.
+#[tokio::test]
+async fn an_overdraft_is_spent_where_no_majority_can_be_asked() {
+    const LIMIT: u64 = 12;
+    const OVERDRAFT: u64 = 4;
+    let provider = provider(10).await;
+    let config = CONFIG.replace("limit: LIMIT", "limit: 12 requests, on_no_quorum: open, overdraft: 4 requests");
+    let cluster = TestCluster::builder(binary!()).config(&config).provider("provider", &provider);
+    let mut cluster = cluster.cluster(&FAST.replace("stale_max: 3s", "stale_max: 1m")).start().await;
+    one_leader(&cluster, &[0, 1, 2]).await;
+    let call = async |client: &harness::Client| client.post("/v1/chat/completions", &asking(10)).await;
+    let clients: Vec<_> = (0..3).map(|number| cluster[number].as_key(WEB).with_deadline(LONG)).collect();
+    for client in &clients {
+        assert_eq!(call(client).await.status, 200);
+    }
+
+    cluster.kill(1).await;
+    cluster.kill(2).await;
+    let refused = loop {
+        let answer = call(&clients[0]).await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    let requests = async || provider.settled().await.total.requests;
+    let spent = requests().await;
+    assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (503, Some("cluster_unavailable")));
+    assert!((3 + OVERDRAFT..=LIMIT + OVERDRAFT).contains(&spent), "{spent}");
+
+    cluster.start(1);
+    cluster.start_ready(2).await;
+    cluster.ready(1).await;
+    let operator = cluster[0].admin(&cluster.admin_key().await);
+    eventually_within(LONG, "all of it is known", async || {
+        let standing = operator.get(STANDING).await.json();
+        standing["settled"].as_u64().unwrap_or_default() + standing["burned"].as_u64().unwrap_or_default() >= spent
+    })
+    .await;
+    for client in &clients {
+        while call(client).await.status == 200 {}
+        assert_eq!(call(client).await.status, 429);
+    }
+    assert!(requests().await <= LIMIT.max(spent), "what was overspent is paid first");
+}
+
+/// Each end user has the limit for himself, on all nodes together, and in whichever dialect the request names him.
+#[tokio::test]
+async fn each_end_user_has_a_limit_of_his_own() {
+    let provider = provider(10).await;
+    let config = CONFIG.replace("limit: LIMIT", "limit: 3 requests, each: end_user");
+    let cluster = TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", &provider);
+    let cluster = cluster.start().await;
+    let call = async |number: usize, user: Option<&str>| {
+        let mut body = asking(10);
+        if let Some(user) = user {
+            body["user"] = user.into();
+        }
+        cluster[number % 3].as_key(WEB).with_deadline(LONG).post("/v1/chat/completions", &body).await.status
+    };
+
+    for user in [Some("anna"), Some("ben"), None] {
+        for number in 0..3 {
+            assert_eq!(call(number, user).await, 200, "{user:?}");
+        }
+        for number in 0..3 {
+            assert_eq!(call(number, user).await, 429, "{user:?}");
+        }
+    }
+    let mut message =
+        json!({ "model": "openai/m", "max_tokens": 10, "messages": [{ "role": "user", "content": "who?" }] });
+    for (user, status) in [("anna", 429), ("carl", 200)] {
+        message["metadata"] = json!({ "user_id": user });
+        assert_eq!(cluster[0].as_key(WEB).post("/v1/messages", &message).await.status, status, "{user}");
+    }
+
+    let operator = cluster[1].admin(&cluster.admin_key().await);
+    let mut of = json!(null);
+    eventually_within(DEADLINE, "all is reported", async || {
+        of = operator.get(STANDING).await.json();
+        of["settled"] == 10
+    })
+    .await;
+    assert_eq!((&of["each"], &of["end_users"], &of["limit"]), (&json!("end_user"), &json!(3), &json!(3)), "{of}");
+    assert_eq!(of["remaining_high"], 0, "who has the least: {of}");
+    let carl = operator.get(&format!("{STANDING}?end_user=carl")).await.json();
+    assert_eq!((&carl["settled"], &carl["remaining_high"]), (&json!(1), &json!(2)), "{carl}");
+    assert_eq!(provider.settled().await.total.requests, 10);
+}
+
 /// What was granted to a process that was killed is given back by the next, but for what it may have spent.
 #[tokio::test]
 async fn a_restart_gives_back_what_was_not_spent() {

@@ -64,6 +64,10 @@ pub enum Failure {
     BudgetExceeded {
         budget: String,
     },
+    /// The ledger keeps accounts of so many of the budget's end users, and not of this one.
+    BudgetCrowded {
+        budget: String,
+    },
     /// Nobody who could say no has answered.
     BudgetUnanswered {
         waited: Duration,
@@ -249,7 +253,7 @@ impl Failure {
             Self::ModelNotAllowed { .. } => row::MODEL_NOT_ALLOWED,
             Self::UnknownModel { .. } => row::UNKNOWN_MODEL,
             Self::RateLimited { .. } => row::RATE_LIMITED,
-            Self::BudgetExceeded { .. } => row::BUDGET,
+            Self::BudgetExceeded { .. } | Self::BudgetCrowded { .. } => row::BUDGET,
             Self::Unpriced { .. } => row::UNPRICED,
             Self::Busy => row::BUSY,
             Self::NotCached => row::NOT_CACHED,
@@ -302,6 +306,7 @@ impl Failure {
                 format!("over the key's limit of {limit} {what} a minute; try again in {} s", seconds_up(*retry_after))
             }
             Self::BudgetExceeded { budget } => words::exceeded(budget),
+            Self::BudgetCrowded { budget } => words::crowded(budget),
             Self::BudgetUnanswered { waited } => words::unanswered(*waited),
             Self::Unpriced { budget, model } => words::unpriced(budget, model),
             Self::Busy => "this node is serving as many requests as it may; try again".to_owned(),
@@ -406,6 +411,7 @@ impl Failure {
                 | Self::CredentialsExhausted { .. }
                 | Self::ReplyTooLarge { .. }
                 | Self::BudgetExceeded { .. }
+                | Self::BudgetCrowded { .. }
                 | Self::BudgetUnanswered { .. }
                 | Self::Unpriced { .. }
         )
@@ -456,7 +462,7 @@ impl Failure {
         if let Some(status) = self.upstream_status() {
             headers.insert(HeaderName::from_static("x-lea-upstream-status"), HeaderValue::from(status));
         }
-        if let Self::BudgetExceeded { .. } = self {
+        if let Self::BudgetExceeded { .. } | Self::BudgetCrowded { .. } = self {
             // Official SDKs would try again, and pay for it with nothing but time.
             headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
         }
@@ -479,8 +485,16 @@ impl Failure {
 mod words {
     use std::time::Duration;
 
+    use cluster::ledger::accounts::USERS_MAX;
+
     pub fn exceeded(budget: &str) -> String {
         format!("less is left of the budget `{budget}` than this request may cost")
+    }
+
+    pub fn crowded(budget: &str) -> String {
+        format!(
+            "{USERS_MAX} end users have spent of the budget `{budget}` in this window, or many of others; no more are taken"
+        )
     }
 
     pub fn unanswered(waited: Duration) -> String {

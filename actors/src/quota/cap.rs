@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use cluster::directory::budget::{Budget, Mode, Unit};
 use cluster::directory::price::{Price, TokenCounts};
-use cluster::ledger::accounts::Place;
+use cluster::ledger::accounts::{Place, UserId};
 
 use super::escrow::{Escrow, Hold, NotReserved, now};
 use super::held::{Demand, Patience, Refused};
@@ -66,6 +66,8 @@ impl Rights {
 pub(super) struct Asked<'a> {
     pub escrow: &'a Escrow,
     pub budgets: &'a [Arc<Budget>],
+    /// For those that each end user has for himself.
+    pub user: UserId,
     pub bound: Bound,
     pub price: Option<&'a Price>,
     /// Of all that is tried for it.
@@ -160,7 +162,7 @@ impl Asked<'_> {
     }
 
     async fn places(&self) -> Result<Vec<Place>, QuotaError> {
-        let places = self.escrow.places(self.budgets, self.waits.until).await;
+        let places = self.escrow.places(self.budgets, self.user, self.waits.until).await;
         places.map_err(|error| unreserved(&error, &[], self.budgets))
     }
 
@@ -213,8 +215,12 @@ impl Asked<'_> {
         let Self { escrow, budgets, waits: Waits { until, .. }, .. } = *self;
         let amounts = self.amounts(bound)?;
         let places = self.places().await?;
-        let demand = |(place, amount): (&Place, &u64)| Demand { place: *place, amount: *amount };
-        let demands: Arc<[Demand]> = places.iter().zip(&amounts).map(demand).collect();
+        let demand = |((place, amount), budget): ((&Place, &u64), &Arc<Budget>)| Demand {
+            place: *place,
+            amount: *amount,
+            overdraft: budget.overdraft,
+        };
+        let demands: Arc<[Demand]> = places.iter().zip(&amounts).zip(budgets).map(demand).collect();
         match escrow.reserve(demands, patience, until).await {
             Ok(hold) => {
                 let counted = |budget: &Arc<Budget>| Counted { unit: budget.limit.unit, assumed: budget.assumed };
@@ -249,7 +255,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::super::escrow::tests::Books;
-    use super::super::{Account, Quota, Reservation};
+    use super::super::{Account, Payer, Quota, Reservation};
     use super::*;
 
     /// What the model writes at most.
@@ -265,7 +271,16 @@ mod tests {
 
     fn budget(number: usize, limit: &str, mode: Mode) -> Arc<Budget> {
         let (name, limit) = (format!("b{number}").into(), limit.parse().unwrap());
-        Arc::new(Budget { name, limit, period: Period::Total, timezone: None, mode, assumed: None })
+        Arc::new(Budget {
+            name,
+            limit,
+            period: Period::Total,
+            timezone: None,
+            mode,
+            overdraft: 0,
+            each: false,
+            assumed: None,
+        })
     }
 
     /// Some nodes on these budgets.
@@ -294,7 +309,8 @@ mod tests {
             let account = Account { tenant: "acme".into(), provider: "openai".into(), route: "r".into() };
             let tokens = TokenCounts { input: INPUT, output: LONGEST * choices, ..TokenCounts::default() };
             let bound = Bound { tokens, may_cap: if may_cap { choices } else { 0 }, ..Bound::default() };
-            self.quota.reserve(&account, &self.budgets, bound, None, Waits::new(now() + Duration::from_mins(1))).await
+            let payer = Payer { account: &account, budgets: &self.budgets, end_user: None };
+            self.quota.reserve(payer, bound, None, Waits::new(now() + Duration::from_mins(1))).await
         }
 
         async fn cap(&self) -> Result<Option<u64>, QuotaError> {

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::directory::budget::{Budget, Unit};
-use cluster::ledger::accounts::{Place, Told};
+use cluster::ledger::accounts::{Place, Told, UserId};
 use cluster::ledger::book::Statement;
+use cluster::ledger::lease::Mark;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -27,8 +28,14 @@ const EVERY: Duration = Duration::from_millis(250);
 /// And so often while anyone stands in line.
 const EVERY_WAITED_FOR: Duration = Duration::from_millis(50);
 
+/// What is to be said within so long of the last time is said together: each time costs an entry of the log.
+const GATHER: Duration = Duration::from_millis(15);
+
 /// How long an attempt waits for an answer of the ledger.
 pub const WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// A ledger that was spoken to so long ago and has not answered is not waited for by who has an overdraft.
+const SILENT_AFTER: Duration = Duration::from_millis(2_500);
 
 /// Statements in one command.
 const STATEMENTS_MAX: usize = cluster::register::QUOTA_MAX;
@@ -37,12 +44,16 @@ const STATEMENTS_MAX: usize = cluster::register::QUOTA_MAX;
 pub trait Ledger: Send + Sync + 'static {
     /// One answer for each statement, in their order, once all of it is applied. An error: nothing is known of it.
     fn say(&self, said: Vec<(Place, Statement)>) -> BoxFuture<'static, Result<Vec<Told>, String>>;
+
+    /// What earlier lives of this node may have spent of a place on credit, as far as this node has applied the ledger.
+    /// `None`: nobody can tell.
+    fn debts(&self, place: Place) -> Option<u64>;
 }
 
 /// The disk, or what stands for it.
 pub trait Marks: Send + Sync + 'static {
     /// Durable when it returns.
-    fn write(&self, marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>>;
+    fn write(&self, marks: Vec<(Place, Mark)>) -> BoxFuture<'static, Result<(), String>>;
 }
 
 /// Why an attempt may not be made.
@@ -65,6 +76,7 @@ pub type Places = Arc<HashMap<Arc<str>, (Place, Unit)>>;
 
 struct Inner {
     held: Mutex<Held>,
+    ledger: Arc<dyn Ledger>,
     places: watch::Sender<Places>,
     say: Notify,
     mark: Notify,
@@ -86,11 +98,12 @@ impl Escrow {
     ) -> (Self, impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
         let escrow = Self(Arc::new(Inner {
             held: Mutex::default(),
+            ledger,
             places: watch::Sender::default(),
             say: Notify::new(),
             mark: Notify::new(),
         }));
-        let (says, marking) = (escrow.clone().says(ledger), escrow.clone().marking(marks));
+        let (says, marking) = (escrow.clone().says(), escrow.clone().marking(marks));
         (escrow, says, marking)
     }
 
@@ -99,12 +112,18 @@ impl Escrow {
         self.0.places.send_replace(places);
     }
 
-    /// Where these budgets are spent now. Waits where one has just been made, and is counted in what it was.
-    pub async fn places(&self, budgets: &[Arc<Budget>], until: Instant) -> Result<Vec<Place>, NotReserved> {
+    /// Where these budgets are spent now, by this end user where each has his own. Waits where one has just been made, and is counted in what it was.
+    pub async fn places(
+        &self,
+        budgets: &[Arc<Budget>],
+        user: UserId,
+        until: Instant,
+    ) -> Result<Vec<Place>, NotReserved> {
         let find = |places: &Places| {
             let place = |budget: &Arc<Budget>| {
                 let (place, unit) = places.get(&budget.name)?;
-                (*unit == budget.limit.unit).then_some(*place)
+                let place = if budget.each { place.of(user) } else { *place };
+                (*unit == budget.limit.unit).then_some(place)
             };
             budgets.iter().map(place).collect::<Option<Vec<Place>>>()
         };
@@ -116,7 +135,8 @@ impl Escrow {
 
     /// Returns when this window is not where anything is spent now.
     pub async fn next_after(&self, place: Place, until: Instant) -> Result<(), NotReserved> {
-        self.wait_for(until, |places| places.values().all(|(at, _unit)| *at != place).then_some(())).await
+        let window = place.of(UserId::NOBODY);
+        self.wait_for(until, |places| places.values().all(|(at, _unit)| *at != window).then_some(())).await
     }
 
     async fn wait_for<T>(&self, until: Instant, find: impl Fn(&Places) -> Option<T>) -> Result<T, NotReserved> {
@@ -136,7 +156,8 @@ impl Escrow {
     }
 
     /// All of the demands, or none. Waits for the ledger where this node has too little, not beyond `until`; its «no» is
-    /// doubted as `patience` says.
+    /// doubted as `patience` says. Where the ledger has not answered for [`SILENT_AFTER`], what is missing is taken on credit, as
+    /// far as the demands have any.
     pub async fn reserve(
         &self,
         demands: Arc<[Demand]>,
@@ -156,12 +177,18 @@ impl Escrow {
             self.0.mark.notify_one();
         }
         let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
-        let last = until.min(began + patience.doubt() + WAIT_MAX);
+        let mut last = until.min(began + patience.doubt() + WAIT_MAX);
+        let mut lent = self.lend(&demands);
         let mut line = Line { escrow: self, demands: &demands, waiting };
         let answered = loop {
             let look = last.min(now() + WAIT_MAX);
             match tokio::time::timeout_at(look.into(), &mut line.waiting).await {
                 Ok(answered) => break answered.ok(),
+                // The disk may still have to hear of it.
+                Err(_elapsed) if !lent && self.lend(&demands) => {
+                    lent = true;
+                    last = until.min(now() + WAIT_MAX);
+                }
                 // The ledger answers, and what it says is not enough yet.
                 Err(_elapsed) if now() < last && self.0.held.lock().is_answered(now(), WAIT_MAX) => {}
                 Err(_elapsed) => break None,
@@ -173,6 +200,30 @@ impl Escrow {
             Some(Err(refused)) => Err(NotReserved::Refused(refused)),
             None => Err(NotReserved::Unanswered { waited: now() - began }),
         }
+    }
+
+    /// Whether the ledger is silent, and there is credit for the demands.
+    fn lend(&self, demands: &[Demand]) -> bool {
+        if demands.iter().all(|demand| demand.overdraft == 0) || !self.0.held.lock().is_silent(now(), SILENT_AFTER) {
+            return false;
+        }
+        let credit = |demand: &Demand| {
+            let debts = if demand.overdraft == 0 { None } else { self.0.ledger.debts(demand.place) };
+            debts.map(|debts| (demand.place, demand.overdraft.saturating_sub(debts)))
+        };
+        // Outside of the lock: it is the register that is asked.
+        let credits: Vec<(Place, u64)> = demands.iter().filter_map(credit).collect();
+        let mut held = self.0.held.lock();
+        // It may have answered meanwhile.
+        if !held.is_silent(now(), SILENT_AFTER) {
+            return false;
+        }
+        for (place, credit) in &credits {
+            held.lend(*place, *credit);
+        }
+        drop(held);
+        self.0.mark.notify_one();
+        !credits.is_empty()
     }
 
     /// What could be taken of each place if nobody else did, as far as the ledger has said.
@@ -193,7 +244,7 @@ impl Escrow {
 
     /// Reserves nothing any more. What the final settlement says of this life: how far it went, and may still go with
     /// calls that are under way.
-    pub fn close(&self) -> Vec<(Place, u64)> {
+    pub fn close(&self) -> Vec<(Place, Mark)> {
         self.0.held.lock().close()
     }
 
@@ -204,23 +255,31 @@ impl Escrow {
         }
     }
 
+    /// What is set aside of a window, for all its end users.
+    pub fn reserved(&self, window: Place) -> u64 {
+        self.0.held.lock().reserved(window)
+    }
+
     /// What this node holds of one budget.
     pub fn lease(&self, place: Place) -> Option<cluster::ledger::lease::Lease> {
         self.0.held.lock().lease(place).cloned()
     }
 
-    async fn says(self, ledger: Arc<dyn Ledger>) {
+    async fn says(self) {
+        let mut spoken = tokio::time::Instant::now();
         loop {
             let every = if self.0.held.lock().is_waited_for() { EVERY_WAITED_FOR } else { EVERY };
             // Whether asked to or not: reports are due, too.
             let _asked = tokio::time::timeout(every, self.0.say.notified()).await.is_ok();
+            tokio::time::sleep_until(spoken + GATHER).await;
             let said_at = now();
             let said = self.0.held.lock().statements(said_at, STATEMENTS_MAX);
             if said.is_empty() {
                 continue;
             }
+            spoken = said_at.into();
             let places: Vec<Place> = said.iter().map(|(place, _)| *place).collect();
-            match ledger.say(said).await {
+            match self.0.ledger.say(said).await {
                 Ok(told) => {
                     let told_at = now();
                     ::metrics::histogram!(metrics::REFILL).record(told_at - said_at);
@@ -340,13 +399,18 @@ pub(super) mod tests {
             }
             .boxed()
         }
+
+        fn debts(&self, place: Place) -> Option<u64> {
+            let (life, node) = (Incarnation::new(LIFE.get() + self.number), NodeId::new(self.number));
+            self.books.0.lock().debts(place, node, life)
+        }
     }
 
     #[derive(Default)]
     struct Disk(Arc<AtomicU64>);
 
     impl Marks for Disk {
-        fn write(&self, marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>> {
+        fn write(&self, marks: Vec<(Place, Mark)>) -> BoxFuture<'static, Result<(), String>> {
             let writes = Arc::clone(&self.0);
             async move {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -364,6 +428,7 @@ pub(super) mod tests {
                 name: format!("b{number}"),
                 terms: String::new(),
                 limit: *limit,
+                each: false,
             };
             let declared: Vec<Declared> = limits.iter().enumerate().map(declared).collect();
             accounts.align(&declared);
@@ -371,7 +436,7 @@ pub(super) mod tests {
             for budget in &ids {
                 accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
             }
-            let places = ids.into_iter().map(|budget| Place { budget, window: 0 }).collect();
+            let places = ids.into_iter().map(|budget| Place::new(budget, 0)).collect();
             (Self(Arc::new(Mutex::new(accounts))), places)
         }
 
@@ -405,7 +470,7 @@ pub(super) mod tests {
     }
 
     fn demand(place: Place, amount: u64) -> Arc<[Demand]> {
-        Arc::new([Demand { place, amount }])
+        Arc::new([Demand { place, amount, overdraft: 0 }])
     }
 
     fn long() -> Patience {
@@ -435,8 +500,7 @@ pub(super) mod tests {
     async fn an_attempt_takes_of_all_its_budgets_or_of_none() {
         let (books, places) = Books::new(&[1_000, 10]);
         let (escrow, _) = books.node(0);
-        let both: Arc<[Demand]> =
-            Arc::new([Demand { place: places[0], amount: 100 }, Demand { place: places[1], amount: 50 }]);
+        let both: Arc<[Demand]> = demand(places[0], 100).iter().chain(demand(places[1], 50).iter()).copied().collect();
 
         let refused = escrow.reserve(both, long(), soon()).await.err();
 
@@ -467,7 +531,7 @@ pub(super) mod tests {
     async fn who_waits_for_one_budget_is_not_told_that_nobody_answers_of_another() {
         let (books, places) = Books::new(&[1_000, 1_000]);
         let (escrow, _) = books.node(0);
-        let both: Arc<[Demand]> = places.iter().map(|place| Demand { place: *place, amount: 500 }).collect();
+        let both: Arc<[Demand]> = places.iter().flat_map(|place| demand(*place, 500).to_vec()).collect();
         escrow.reserve(demand(places[1], 500), long(), soon()).await.unwrap().settle(&[1]);
         let first = escrow.reserve(demand(places[0], 900), long(), soon()).await.unwrap();
         let mut second = JoinSet::new();
@@ -571,6 +635,41 @@ pub(super) mod tests {
         assert_eq!(books.used(places[0]), 150);
     }
 
+    /// While nobody answers, a node spends what it holds and then its overdraft; what comes after pays it first. Without an
+    /// overdraft nobody is served, and nobody told no.
+    #[tokio::test(start_paused = true)]
+    async fn an_overdraft_is_spent_while_the_ledger_is_silent_and_paid_when_it_answers() {
+        let (books, places) = Books::new(&[100, 100]);
+        let (escrow, answers) = books.node(0);
+        let credit = |amount| -> Arc<[Demand]> { Arc::new([Demand { place: places[0], amount, overdraft: 30 }]) };
+        let reserve = |demands| escrow.reserve(demands, long(), soon());
+        reserve(credit(100)).await.unwrap().settle(&[100]);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(matches!(reserve(credit(1)).await, Err(NotReserved::Refused(Refused::Exceeded { .. }))), "it answers");
+        assert!(reserve(demand(places[1], 90)).await.is_ok());
+
+        answers.store(false, Ordering::Relaxed);
+        reserve(credit(20)).await.unwrap().settle(&[20]);
+        let began = now();
+        reserve(credit(10)).await.unwrap().settle(&[10]);
+        assert!(now() - began < Duration::from_secs(1), "that nobody answers is known by now");
+        assert!(matches!(reserve(credit(1)).await, Err(NotReserved::Unanswered { .. })), "the overdraft is spent");
+        assert!(matches!(reserve(demand(places[1], 100)).await, Err(NotReserved::Unanswered { .. })));
+
+        answers.store(true, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!((books.used(places[0]), books.held(places[0])), (130, 130));
+        books.0.lock().align(&[("b0", 140), ("b1", 100)].map(|(name, limit)| Declared {
+            name: name.to_owned(),
+            terms: String::new(),
+            limit,
+            each: false,
+        }));
+        assert!(matches!(reserve(credit(11)).await, Err(NotReserved::Refused(Refused::Exceeded { .. }))));
+        reserve(credit(10)).await.unwrap().settle(&[10]);
+        assert_eq!(escrow.lease(places[0]).unwrap().debt(), 0);
+    }
+
     /// A soft budget, or a bound that was none: the mark comes after what was used, so that the next life can prove the rest.
     #[tokio::test(start_paused = true)]
     async fn what_was_used_beyond_what_was_set_aside_is_marked_too() {
@@ -582,7 +681,7 @@ pub(super) mod tests {
 
         let lease = escrow.lease(places[0]).unwrap();
         assert_eq!((books.used(places[0]), lease.used()), (1_500, 1_500));
-        assert!(lease.mark() >= 1_500, "{lease:?}");
+        assert!(lease.mark().reach >= 1_500, "{lease:?}");
     }
 
     /// Who has left is not waited for: others need not give back what they hold for him.
@@ -609,12 +708,21 @@ pub(super) mod tests {
         let (escrow, _) = books.node(0);
         let budget = |limit: &str| {
             let (name, limit) = ("b".into(), limit.parse().unwrap());
-            [Arc::new(Budget { name, limit, period: Period::Total, timezone: None, mode: Mode::Hard, assumed: None })]
+            [Arc::new(Budget {
+                name,
+                limit,
+                period: Period::Total,
+                timezone: None,
+                mode: Mode::Hard,
+                overdraft: 0,
+                each: false,
+                assumed: None,
+            })]
         };
         escrow.publish(Arc::new(HashMap::from([("b".into(), (places[0], Unit::Tokens))])));
 
-        assert_eq!(escrow.places(&budget("9 tokens"), soon()).await, Ok(vec![places[0]]));
-        let old = escrow.places(&budget("$9"), soon()).await;
+        assert_eq!(escrow.places(&budget("9 tokens"), UserId::NOBODY, soon()).await, Ok(vec![places[0]]));
+        let old = escrow.places(&budget("$9"), UserId::NOBODY, soon()).await;
 
         assert!(matches!(old, Err(NotReserved::Unanswered { .. })), "{old:?}");
     }

@@ -8,13 +8,17 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::ledger::accounts::{Place, Told};
+use cluster::ledger::accounts::{Place, Told, UserId};
 use cluster::ledger::book::{Standing, Statement};
-use cluster::ledger::lease::{Lack, Lease};
+use cluster::ledger::lease::{Lack, Lease, Mark};
 use tokio::sync::oneshot;
 
 /// Attempts that stand in line. More are refused.
 pub const WAITING_MAX: usize = 4_096;
+
+/// Budgets, windows and end users this node holds something of, or did in a window that is not over. Who comes with more is
+/// refused.
+pub const PLACES_MAX: usize = 20_000;
 
 /// What is fetched ahead lasts so long at the present rate: longer than a leader that is lost takes to be replaced.
 const HORIZON: Duration = Duration::from_secs(5);
@@ -64,6 +68,8 @@ pub struct Demand {
     pub place: Place,
     /// In the budget's unit.
     pub amount: u64,
+    /// What this node may spend beyond the limit while the ledger does not answer.
+    pub overdraft: u64,
 }
 
 /// Why an attempt got nothing.
@@ -72,8 +78,10 @@ pub enum Refused {
     /// The ledger said so.
     #[error("{amount} is more than is left")]
     Exceeded { place: Place, amount: u64, standing: Standing },
-    #[error("{WAITING_MAX} attempts wait for budgets already")]
+    #[error("{WAITING_MAX} attempts wait for budgets already, or {PLACES_MAX} are spent of here")]
     Full,
+    #[error("there are too many end users for an account for another")]
+    Crowded { place: Place },
     #[error("the budget's window, or the budget, is over")]
     Over { place: Place },
 }
@@ -161,6 +169,10 @@ pub struct Held {
     waiting: usize,
     /// When the ledger last answered.
     answered_at: Option<Instant>,
+    /// Since when it has been spoken to without an answer.
+    unanswered_since: Option<Instant>,
+    /// Somewhere there is credit.
+    lent: bool,
     closed: bool,
 }
 
@@ -181,6 +193,10 @@ impl Held {
         patience: Patience,
         now: Instant,
     ) -> Result<Option<oneshot::Receiver<Result<(), Refused>>>, Refused> {
+        let unheard_of = |demand: &&Demand| !self.spots.contains_key(&demand.place);
+        if self.spots.len() + demands.len() > PLACES_MAX && demands.iter().any(|demand| unheard_of(&demand)) {
+            return Err(Refused::Full);
+        }
         for demand in demands.iter() {
             self.spots.entry(demand.place).or_default().wanted_at = Some(now);
         }
@@ -305,6 +321,10 @@ impl Held {
     /// What the ledger said of a statement of `said_at`.
     pub fn told(&mut self, place: Place, told: Told, said_at: Instant, now: Instant) {
         self.answered_at = Some(now);
+        self.unanswered_since = None;
+        if std::mem::take(&mut self.lent) {
+            self.spots.values_mut().for_each(|spot| spot.lease.lend(0));
+        }
         let Some(spot) = self.spots.get_mut(&place) else { return };
         let standing = match told {
             Told::Standing(standing) => standing,
@@ -316,11 +336,22 @@ impl Held {
                 spot.over = true;
                 spot.standing.unwrap_or_default()
             }
+            Told::Crowded => return self.crowded(place),
         };
         spot.lease.grant(standing.granted);
         spot.standing = Some(standing);
         self.serve(place);
         self.refuse(place, standing, said_at, now);
+    }
+
+    /// There is no account for this end user.
+    fn crowded(&mut self, place: Place) {
+        let line = self.spots.remove(&place).map(|spot| spot.line).unwrap_or_default();
+        self.waiting -= line.len();
+        for waiting in line {
+            // It may have left.
+            let _gone = waiting.answer.send(Err(Refused::Crowded { place }));
+        }
     }
 
     /// What the ledger says by now of places where rights are idle, whoever asked it. Whether anything is to be said.
@@ -336,7 +367,7 @@ impl Held {
                     news |= !spot.over;
                     spot.over = true;
                 }
-                None => {}
+                Some(Told::Crowded) | None => {}
             }
         }
         news
@@ -391,7 +422,22 @@ impl Held {
             said.extend(statement.map(|statement| (*place, statement)));
         }
         said.sort_unstable_by_key(|(place, _)| *place);
+        if !said.is_empty() {
+            self.unanswered_since.get_or_insert(now);
+        }
         said
+    }
+
+    /// Whether the ledger has been spoken to for so long without an answer.
+    pub fn is_silent(&self, now: Instant, so_long: Duration) -> bool {
+        self.unanswered_since.is_some_and(|since| now.saturating_duration_since(since) >= so_long)
+    }
+
+    /// So much may be spent of a place beyond what is held, until the ledger answers.
+    pub fn lend(&mut self, place: Place, credit: u64) {
+        self.lent = true;
+        self.spots.entry(place).or_default().lease.lend(credit);
+        self.serve(place);
     }
 
     /// Nobody answered: perhaps it was heard, perhaps not, so it is said again.
@@ -404,31 +450,32 @@ impl Held {
     }
 
     /// From now on nothing is reserved, and nothing said. How far each budget is used, calls under way included.
-    pub fn close(&mut self) -> Vec<(Place, u64)> {
+    pub fn close(&mut self) -> Vec<(Place, Mark)> {
         self.closed = true;
-        self.spots.iter().map(|(place, spot)| (*place, spot.lease.busy())).collect()
+        let last = |lease: &Lease| Mark { reach: lease.busy(), lent: lease.debt() };
+        self.spots.iter().map(|(place, spot)| (*place, last(&spot.lease))).collect()
     }
 
     /// Marks that are to be on the disk before more can be taken.
-    pub fn marks(&mut self, now: Instant) -> Vec<(Place, u64)> {
+    pub fn marks(&mut self, now: Instant) -> Vec<(Place, Mark)> {
         let mut marks = Vec::new();
         for (place, spot) in &mut self.spots {
             let first = spot.first(*place).unwrap_or_default();
             let chunk = (spot.pace.ahead(now) / MARKS_AHEAD).max(spot.pace.largest).max(first);
-            let (idle, ready) = (spot.lease.idle(), spot.lease.ready());
-            let short = ready < idle && (ready < chunk / 2 || ready < first);
+            let (room, ready) = (spot.lease.room(), spot.lease.ready());
+            let short = ready < room && (ready < chunk / 2 || ready < first);
             // More was used than was set aside: else the next life's proof would say less than was reported.
-            let behind = spot.lease.busy() > spot.lease.mark();
+            let behind = spot.lease.busy() > spot.lease.mark().reach;
             if (short || behind) && !spot.marking {
                 spot.marking = true;
-                marks.push((*place, spot.lease.busy().saturating_add(chunk.min(idle))));
+                marks.push((*place, spot.lease.wanted(chunk)));
             }
         }
         marks
     }
 
     /// They are on the disk, or are not.
-    pub fn marked(&mut self, marks: &[(Place, u64)], durable: bool) {
+    pub fn marked(&mut self, marks: &[(Place, Mark)], durable: bool) {
         for (place, mark) in marks {
             if let Some(spot) = self.spots.get_mut(place) {
                 spot.marking = false;
@@ -447,7 +494,7 @@ impl Held {
             let ahead = spot.pace.ahead(now);
             todo.say |= spot.lease.idle() < ahead / 2 || !spot.line.is_empty();
             todo.mark |=
-                spot.lease.ready() < spot.lease.idle() && (spot.lease.ready() < ahead / 2 || !spot.line.is_empty());
+                spot.lease.ready() < spot.lease.room() && (spot.lease.ready() < ahead / 2 || !spot.line.is_empty());
         }
         todo
     }
@@ -466,6 +513,9 @@ impl Held {
     /// What could be taken of a place if nobody else did, as far as the ledger has said. `None`: it has said nothing.
     pub fn left(&self, place: Place) -> Option<u64> {
         let spot = self.spots.get(&place)?;
+        if self.lent {
+            return Some(spot.lease.room());
+        }
         let standing = spot.standing?;
         Some(standing.limit.saturating_sub(standing.held).saturating_add(spot.lease.idle()))
     }
@@ -473,7 +523,14 @@ impl Held {
     /// What could be taken of a place if nobody used what he holds, as far as the ledger has said. `None`: it has said
     /// nothing.
     pub fn most(&self, place: Place) -> Option<u64> {
-        self.spots.get(&place)?.standing.map(|standing| unused(&standing))
+        let spot = self.spots.get(&place)?;
+        if self.lent { Some(spot.lease.room()) } else { spot.standing.map(|standing| unused(&standing)) }
+    }
+
+    /// What is set aside of a window, for all its end users.
+    pub fn reserved(&self, window: Place) -> u64 {
+        let of_it = self.spots.iter().filter(|(place, _)| place.of(UserId::NOBODY) == window);
+        of_it.fold(0, |sum, (_, spot)| sum.saturating_add(spot.lease.reserved()))
     }
 
     pub fn lease(&self, place: Place) -> Option<&Lease> {
@@ -492,6 +549,7 @@ impl Spot {
             self.lease.give_back(keep);
         }
         let wanted = if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, now)) };
+        let debt = self.lease.debt();
         let more = wanted.saturating_sub(self.lease.idle());
         let statement = self.lease.statement(more, first.saturating_sub(self.lease.idle()));
         let said = self.said.unwrap_or_default();
@@ -501,8 +559,9 @@ impl Spot {
         let asked = recalled && news;
         // Who is thought to wait calls back what others hold.
         let left = self.line.is_empty() && said.least > self.lease.granted();
-        let urgent = asked || left || statement.returned != said.returned || !self.line.is_empty() || (more > 0 && due);
-        let low = more > 0 && statement.wants > said.wants;
+        let urgent =
+            asked || left || statement.returned != said.returned || !self.line.is_empty() || (more + debt > 0 && due);
+        let low = more + debt > 0 && statement.wants > said.wants;
         if !(urgent || low || (news && due)) {
             return None;
         }

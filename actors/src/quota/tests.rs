@@ -40,7 +40,8 @@ fn account() -> Account {
 
 /// Without budgets nothing is waited for.
 fn reserved(quota: &Quota, bound: Bound, price: Option<Arc<Price>>) -> Reservation {
-    quota.reserve(&account(), &[], bound, price, Waits::new(cluster::clock::now())).now_or_never().unwrap().unwrap()
+    let payer = Payer { account: &account(), budgets: &[], end_user: None };
+    quota.reserve(payer, bound, price, Waits::new(cluster::clock::now())).now_or_never().unwrap().unwrap()
 }
 
 fn charge(bound: Bound) -> Charge {

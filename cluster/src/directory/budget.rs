@@ -9,7 +9,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::available::{Available, HasLater, Later};
 use super::price::{Price, PriceSpec};
 use super::problems::Problems;
 use crate::ledger::accounts::Declared;
@@ -43,16 +42,19 @@ pub struct BudgetSpec {
     #[serde(skip_serializing_if = "is_default")]
     pub mode: Mode,
 
-    /// What happens where no majority of nodes can be asked: `closed`, once what this node holds is spent, calls fail.
+    /// What happens where no majority of nodes can be asked, once what this node holds is spent: `closed`, calls fail;
+    /// `open`, they go on until this node has spent `overdraft` beyond it.
     #[serde(skip_serializing_if = "is_default")]
-    pub on_no_quorum: Available<OnNoQuorum>,
+    pub on_no_quorum: OnNoQuorum,
 
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub overdraft: Later,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub each: Later,
+    /// With `on_no_quorum: open`: how much each node may spend beyond the limit in a window, counted as the limit is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft: Option<LimitText>,
+    /// `end_user`: each end user has the limit for himself, by the name that requests give in `user` or
+    /// `metadata.user_id`. Calls that name nobody share one limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub each: Option<Each>,
+
     /// What a budget in dollars does with calls to models without a price: `refuse`, or `assume: { input: …, output: … }`
     /// as under `prices`. Defaults to `refuse`.
     #[serde(skip_serializing_if = "is_default")]
@@ -79,15 +81,18 @@ pub enum OnUnknownPrice {
     Assume(Box<PriceSpec>),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Each {
+    EndUser,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnNoQuorum {
     #[default]
     Closed,
-}
-
-impl HasLater for OnNoQuorum {
-    const LATER: &'static [&'static str] = &["open"];
+    Open,
 }
 
 /// After what time a budget begins anew.
@@ -277,15 +282,35 @@ impl BudgetSpec {
                 problems.add("timezone", "says nothing for this `window`; leave it out");
             }
         }
-        self.on_no_quorum.check("on_no_quorum", problems);
-        self.overdraft.check("overdraft", problems);
-        self.each.check("each", problems);
+        self.check_overdraft(problems);
         if let OnUnknownPrice::Assume(price) = &self.on_unknown_price {
             problems.within("on_unknown_price", |problems| problems.within("assume", |problems| price.check(problems)));
             let limit = self.limit.as_ref().and_then(|limit| limit.0.parse::<Amount>().ok());
             if limit.is_some_and(|limit| limit.unit != Unit::NanoUsd) {
                 problems.add("on_unknown_price", "says nothing for a limit that is not in dollars; leave it out");
             }
+        }
+    }
+
+    fn check_overdraft(&self, problems: &mut Problems) {
+        match (self.on_no_quorum, &self.overdraft) {
+            (OnNoQuorum::Closed, None) => {}
+            (OnNoQuorum::Closed, Some(_)) => {
+                problems.add("overdraft", "says nothing without `on_no_quorum: open`; leave it out");
+            }
+            (OnNoQuorum::Open, None) => {
+                problems.add("overdraft", "is missing; `on_no_quorum: open` needs one, such as `$5`");
+            }
+            (OnNoQuorum::Open, Some(overdraft)) => match overdraft.0.parse::<Amount>() {
+                Err(wrong) => problems.add("overdraft", wrong.to_string()),
+                Ok(amount) => {
+                    let limit = self.limit.as_ref().and_then(|limit| limit.0.parse::<Amount>().ok());
+                    if let Some(limit) = limit.filter(|limit| limit.unit != amount.unit) {
+                        let (unit, wanted) = (amount.unit.name(), limit.unit.name());
+                        problems.add("overdraft", format!("is in {unit}, and the limit in {wanted}"));
+                    }
+                }
+            },
         }
     }
 
@@ -297,6 +322,11 @@ impl BudgetSpec {
             period: self.window?,
             timezone: self.timezone.as_deref().map(Into::into),
             mode: self.mode,
+            overdraft: match &self.overdraft {
+                Some(overdraft) => overdraft.0.parse::<Amount>().ok()?.amount,
+                None => 0,
+            },
+            each: self.each.is_some(),
             assumed: match &self.on_unknown_price {
                 OnUnknownPrice::Refuse => None,
                 OnUnknownPrice::Assume(price) => Some(price.read(&mut Problems::new())),
@@ -306,9 +336,11 @@ impl BudgetSpec {
 
     /// What the ledger is told of it; `None` as for [`read`](Self::read).
     pub fn declared(&self, name: &str) -> Option<Declared> {
-        let Budget { limit, period, timezone, .. } = self.read(name)?;
-        let terms = format!("{} {} {}", limit.unit.name(), period.name(), timezone.as_deref().unwrap_or("UTC"));
-        Some(Declared { name: name.to_owned(), terms, limit: limit.amount })
+        let Budget { limit, period, timezone, each, .. } = self.read(name)?;
+        let whose = if each { "each" } else { "all" };
+        let timezone = timezone.as_deref().unwrap_or("UTC");
+        let terms = format!("{} {} {timezone} {whose}", limit.unit.name(), period.name());
+        Some(Declared { name: name.to_owned(), terms, limit: limit.amount, each })
     }
 }
 
@@ -320,6 +352,10 @@ pub struct Budget {
     pub period: Period,
     pub timezone: Option<Arc<str>>,
     pub mode: Mode,
+    /// What each node may spend beyond the limit where no majority of nodes can be asked.
+    pub overdraft: u64,
+    /// Each end user has the limit for himself.
+    pub each: bool,
     /// Of models without a price.
     pub assumed: Option<Price>,
 }
@@ -460,13 +496,26 @@ mod tests {
             serde_json::from_str(r#"{"limit":"50","timezone":"Europe/Berlln","on_no_quorum":"open"}"#).unwrap();
         let mut problems = Problems::new();
         spec.check(&mut problems);
+        for overdraft in ["$1", "1 tokens", "5"] {
+            let text = format!(r#"{{"limit":"$1","window":"day","on_no_quorum":"open","overdraft":"{overdraft}"}}"#);
+            serde_json::from_str::<BudgetSpec>(&text).unwrap().check(&mut problems);
+        }
+        let closed: BudgetSpec = serde_json::from_str(r#"{"limit":"$1","window":"day","overdraft":"$1"}"#).unwrap();
+        closed.check(&mut problems);
 
         let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
 
-        for wanted in
-            ["limit: `50` does not say of what", "window: is missing", "timezone: `Europe/Berlln`", "on_no_quorum"]
-        {
+        for wanted in [
+            "limit: `50` does not say of what",
+            "window: is missing",
+            "timezone: `Europe/Berlln`",
+            "overdraft: is missing",
+            "overdraft: is in tokens, and the limit in usd",
+            "overdraft: `5` does not say of what",
+            "overdraft: says nothing without",
+        ] {
             assert!(said.iter().any(|said| said.contains(wanted)), "{wanted}: {said:?}");
         }
+        assert_eq!(said.len(), 7, "{said:?}");
     }
 }

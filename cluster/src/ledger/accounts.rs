@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::book::{Book, Reconciled, Standing, Statement};
+use super::lease::Mark;
 use crate::id::{Incarnation, NodeId};
 
 /// Windows of a budget that are over and still take reports: the last two. Older ones become records.
@@ -22,6 +23,12 @@ pub const RECORDS_MAX: usize = 64;
 /// Budgets whose calls may still be under way after they were deleted or replaced. The oldest go first.
 pub const CLOSED_MAX: usize = 1_000;
 
+/// End users of one budget that have an account of their own in a window. Who comes after them is refused.
+pub const USERS_MAX: usize = 10_000;
+
+/// Of all budgets and windows together.
+pub const USERS_ALL_MAX: usize = 100_000;
+
 /// A budget for as long as it is the same one: another of its name is another budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct BudgetId(pub u64);
@@ -32,12 +39,42 @@ impl fmt::Display for BudgetId {
     }
 }
 
-/// One window of a budget.
+/// An end user of an application, as it names them: the first 64 bits of the name's BLAKE3. Should two names come to the
+/// same, both spend of one account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+pub struct UserId(u64);
+
+impl UserId {
+    /// All calls that name nobody, as if they were one user's.
+    pub const NOBODY: Self = Self(0);
+
+    pub fn of(name: &str) -> Self {
+        let mut first = [0; 8];
+        first.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
+        Self(u64::from_le_bytes(first).max(1))
+    }
+}
+
+/// One window of a budget, or what an end user has of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Place {
     pub budget: BudgetId,
     /// They are numbered from 0.
     pub window: u64,
+    /// [`UserId::NOBODY`] where the budget is everyone's together.
+    pub user: UserId,
+}
+
+impl Place {
+    /// Everyone's, or of calls that name nobody.
+    pub const fn new(budget: BudgetId, window: u64) -> Self {
+        Self { budget, window, user: UserId::NOBODY }
+    }
+
+    #[must_use]
+    pub const fn of(self, user: UserId) -> Self {
+        Self { user, ..self }
+    }
 }
 
 /// What the resources say of a budget.
@@ -47,6 +84,8 @@ pub struct Declared {
     /// What makes it another budget when it changes: its unit, its period, its calendar.
     pub terms: String,
     pub limit: u64,
+    /// Each end user has the limit for himself.
+    pub each: bool,
 }
 
 /// A window begins, and the one before it is over.
@@ -69,13 +108,58 @@ pub enum Told {
     Over(Standing),
     /// Long over, or never there: nothing is kept of it.
     Gone,
+    /// There are too many end users to keep an account for another.
+    Crowded,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Window {
     pub starts: Duration,
     pub ends: Option<Duration>,
+    /// Everyone's, or of calls that name no end user.
     pub book: Book,
+    pub users: BTreeMap<UserId, Book>,
+}
+
+/// Sums over all books of a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub held: u64,
+    pub used: u64,
+    pub burned: u64,
+}
+
+impl Window {
+    pub fn book(&self, user: UserId) -> Option<&Book> {
+        if user == UserId::NOBODY { Some(&self.book) } else { self.users.get(&user) }
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.books().fold(Totals::default(), |sum, book| Totals {
+            held: sum.held.saturating_add(book.held()),
+            used: sum.used.saturating_add(book.used()),
+            burned: sum.burned.saturating_add(book.burned()),
+        })
+    }
+
+    /// By the one who holds the most, where each end user has the limit for himself.
+    pub fn most_held(&self) -> u64 {
+        self.books().map(Book::held).max().unwrap_or_default()
+    }
+
+    /// As [`most_held`](Self::most_held), without what may come back.
+    pub fn most_spent(&self) -> u64 {
+        self.books().map(|book| book.used().saturating_add(book.burned())).max().unwrap_or_default()
+    }
+
+    fn books(&self) -> impl Iterator<Item = &Book> {
+        std::iter::once(&self.book).chain(self.users.values())
+    }
+
+    fn books_mut(&mut self) -> impl Iterator<Item = (UserId, &mut Book)> {
+        let users = self.users.iter_mut().map(|(user, book)| (*user, book));
+        std::iter::once((UserId::NOBODY, &mut self.book)).chain(users)
+    }
 }
 
 /// What a window came to.
@@ -96,6 +180,7 @@ pub struct Account {
     pub name: String,
     terms: String,
     limit: u64,
+    each: bool,
     closed: bool,
     windows: BTreeMap<u64, Window>,
     records: VecDeque<Record>,
@@ -115,6 +200,11 @@ pub struct Accounts {
 impl Account {
     pub fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// Whether each end user has the limit for himself.
+    pub fn is_each(&self) -> bool {
+        self.each
     }
 
     /// The last one that began, unless the budget is closed.
@@ -138,18 +228,20 @@ impl Account {
     fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
         if let Some(mut window) = self.windows.last_entry() {
-            window.get_mut().book.set_limit(limit);
+            window.get_mut().books_mut().for_each(|(_user, book)| book.set_limit(limit));
         }
     }
 
     fn roll(&mut self, roll: &Roll) {
         let number = self.latest().map_or(0, |latest| latest + 1);
         let book = Book::new(self.limit);
-        self.windows.insert(number, Window { starts: roll.starts, ends: roll.ends, book });
+        let window = Window { starts: roll.starts, ends: roll.ends, book, users: BTreeMap::new() };
+        self.windows.insert(number, window);
         while self.windows.len() > OVER_MAX + 1 {
             let Some((number, window)) = self.windows.pop_first() else { return };
-            let Window { starts, ends, book } = window;
-            let (limit, used, burned) = (book.limit(), book.used(), book.held() - book.used());
+            let (Totals { held, used, .. }, limit) = (window.totals(), window.book.limit());
+            let Window { starts, ends, .. } = window;
+            let burned = held.saturating_sub(used);
             if self.records.len() >= RECORDS_MAX {
                 self.records.pop_front();
             }
@@ -173,7 +265,7 @@ impl Accounts {
         for name in gone {
             self.close(&name);
         }
-        for Declared { name, terms, limit } in declared {
+        for Declared { name, terms, limit, each } in declared {
             if let Some(account) = self.by_name.get(name).and_then(|id| self.by_id.get_mut(id)) {
                 if account.limit != *limit {
                     self.generation += 1;
@@ -188,6 +280,7 @@ impl Accounts {
                 name: name.clone(),
                 terms: terms.clone(),
                 limit: *limit,
+                each: *each,
                 closed: false,
                 windows: BTreeMap::new(),
                 records: VecDeque::new(),
@@ -221,27 +314,53 @@ impl Accounts {
 
     /// What `node` says of its line. `over`: the life is not its present one.
     pub fn state(&mut self, place: Place, incarnation: Incarnation, node: NodeId, said: Statement, over: bool) -> Told {
+        let users =
+            || self.by_id.values().flat_map(|account| account.windows.values()).map(|window| window.users.len());
+        let is_new = self.window(place).is_some_and(|window| window.book(place.user).is_none());
+        let room = !is_new || users().sum::<usize>() < USERS_ALL_MAX;
         let Some(account) = self.by_id.get_mut(&place.budget) else { return Told::Gone };
         let grants = !account.closed && account.latest() == Some(place.window);
+        let (limit, each) = (account.limit, account.each);
         let Some(window) = account.windows.get_mut(&place.window) else { return Told::Gone };
+        let full = !room || window.users.len() >= USERS_MAX;
+        let book = if place.user == UserId::NOBODY {
+            &mut window.book
+        } else if !is_new || (grants && each && !full) {
+            window.users.entry(place.user).or_insert_with(|| Book::new(limit))
+        } else if grants && each {
+            return Told::Crowded;
+        } else {
+            return Told::Gone;
+        };
         if grants {
-            return Told::Standing(window.book.state(incarnation, node, said, over));
+            return Told::Standing(book.state(incarnation, node, said, over));
         }
-        if window.book.line(incarnation).is_none() {
-            return Told::Over(window.book.standing(incarnation));
+        if book.line(incarnation).is_none() {
+            return Told::Over(book.standing(incarnation));
         }
         // Wanting nothing is granted nothing.
         let said = Statement { wants: 0, least: 0, ..said };
-        Told::Over(window.book.state(incarnation, node, said, over))
+        Told::Over(book.state(incarnation, node, said, over))
     }
 
     /// What a life would be told of a place now.
     pub fn told(&self, place: Place, incarnation: Incarnation) -> Told {
         let Some(account) = self.by_id.get(&place.budget) else { return Told::Gone };
         let Some(window) = account.windows.get(&place.window) else { return Told::Gone };
-        let standing = window.book.standing(incarnation);
         let grants = !account.closed && account.latest() == Some(place.window);
+        let standing = match window.book(place.user) {
+            Some(book) => book.standing(incarnation),
+            // An end user whom this register has not heard of yet.
+            None if grants && account.each => Book::new(account.limit).standing(incarnation),
+            None => return Told::Gone,
+        };
         if grants { Told::Standing(standing) } else { Told::Over(standing) }
+    }
+
+    /// What the lives of `node` before this one have spent of a place on credit, or may have. `None`: nobody knows.
+    pub fn debts(&self, place: Place, node: NodeId, incarnation: Incarnation) -> Option<u64> {
+        // Of an end user nobody has spent anything yet.
+        self.window(place)?.book(place.user).map_or(Some(0), |book| book.debts(node, incarnation))
     }
 
     /// This life is over.
@@ -249,14 +368,23 @@ impl Accounts {
         self.books().for_each(|book| book.end(incarnation));
     }
 
-    /// What a life of `node` that is over has used at most, place by place; nothing where none is named.
-    pub fn settle(&mut self, node: NodeId, incarnation: Incarnation, marks: &BTreeMap<Place, u64>) {
+    /// What a life of `node` that is over has used at most, place by place. `whole`: nothing where none is named; else
+    /// these places are but a part.
+    pub fn settle(&mut self, node: NodeId, incarnation: Incarnation, marks: &BTreeMap<Place, Mark>, whole: bool) {
         for (budget, account) in &mut self.by_id {
-            for (window, Window { book, .. }) in &mut account.windows {
-                let of_node = book.line(incarnation).is_some_and(|line| line.node == node);
-                if of_node {
-                    let place = Place { budget: *budget, window: *window };
-                    book.settle(incarnation, marks.get(&place).copied().unwrap_or_default());
+            for (number, window) in &mut account.windows {
+                let place = Place::new(*budget, *number);
+                let last = Place { user: UserId(u64::MAX), ..place };
+                for (Place { user, .. }, _) in marks.range(place..=last).filter(|(_, mark)| mark.lent > 0) {
+                    if *user != UserId::NOBODY && account.each {
+                        window.users.entry(*user).or_insert_with(|| Book::new(account.limit));
+                    }
+                }
+                for (user, book) in window.books_mut() {
+                    let mark = marks.get(&place.of(user)).copied().or(whole.then(Mark::default));
+                    if let Some(mark) = mark {
+                        book.settle(incarnation, node, mark);
+                    }
                 }
             }
         }
@@ -265,7 +393,8 @@ impl Accounts {
     /// As [`Book::reconcile`].
     pub fn reconcile(&mut self, place: Place, incarnation: Incarnation, used: u64) -> Option<Reconciled> {
         let window = self.by_id.get_mut(&place.budget)?.windows.get_mut(&place.window)?;
-        window.book.reconcile(incarnation, used)
+        let book = if place.user == UserId::NOBODY { &mut window.book } else { window.users.get_mut(&place.user)? };
+        book.reconcile(incarnation, used)
     }
 
     /// Another one: where budgets are spent, or how much, has changed.
@@ -301,8 +430,13 @@ impl Accounts {
         self.by_id.get(&place.budget)?.windows.get(&place.window)
     }
 
+    pub fn book(&self, place: Place) -> Option<&Book> {
+        self.window(place)?.book(place.user)
+    }
+
     fn books(&mut self) -> impl Iterator<Item = &mut Book> {
-        self.by_id.values_mut().flat_map(|account| account.windows.values_mut()).map(|window| &mut window.book)
+        let windows = self.by_id.values_mut().flat_map(|account| account.windows.values_mut());
+        windows.flat_map(Window::books_mut).map(|(_user, book)| book)
     }
 }
 
@@ -313,12 +447,12 @@ mod tests {
     const NODE: NodeId = NodeId::new(7);
 
     fn declared(name: &str, terms: &str, limit: u64) -> Declared {
-        Declared { name: name.to_owned(), terms: terms.to_owned(), limit }
+        Declared { name: name.to_owned(), terms: terms.to_owned(), limit, each: false }
     }
 
     fn place(accounts: &Accounts, name: &str) -> Place {
         let (budget, account) = accounts.named(name).unwrap();
-        Place { budget, window: account.current().unwrap().0 }
+        Place::new(budget, account.current().unwrap().0)
     }
 
     fn rolled(accounts: &mut Accounts, name: &str) -> Place {
@@ -407,12 +541,12 @@ mod tests {
         accounts.end(old);
         assert_eq!(accounts.window(a).unwrap().book.burned(), 55);
 
-        accounts.settle(NodeId::new(8), old, &BTreeMap::new());
+        accounts.settle(NodeId::new(8), old, &BTreeMap::new(), true);
         assert_eq!(accounts.window(a).unwrap().book.held(), 60, "another node's word");
-        accounts.settle(NODE, old, &BTreeMap::from([(a, 4)]));
+        accounts.settle(NODE, old, &BTreeMap::from([(a, Mark::to(4))]), true);
         assert_eq!(accounts.window(a).unwrap().book.held(), 60, "a disk that went back proves nothing");
-        accounts.settle(NODE, old, &BTreeMap::from([(a, 20)]));
-        accounts.settle(NODE, old, &BTreeMap::from([(a, 10)]));
+        accounts.settle(NODE, old, &BTreeMap::from([(a, Mark::to(20))]), true);
+        accounts.settle(NODE, old, &BTreeMap::from([(a, Mark::to(10))]), true);
 
         let book = &accounts.window(a).unwrap().book;
         assert_eq!((book.held(), book.used(), book.burned()), (20, 5, 15));
@@ -420,6 +554,77 @@ mod tests {
         let reconciled = accounts.reconcile(a, old, 7).unwrap();
         assert_eq!((reconciled.before.burned(), reconciled.after.burned()), (15, 0));
         assert_eq!(accounts.window(a).unwrap().book.held(), 7);
+    }
+
+    #[test]
+    fn each_end_user_has_the_limit_for_himself() {
+        let mut accounts = Accounts::default();
+        accounts.align(&[Declared { each: true, ..declared("a", "tokens day", 100) }]);
+        let nobody = rolled(&mut accounts, "a");
+        let (anna, ben) = (nobody.of(UserId::of("anna")), nobody.of(UserId::of("ben")));
+        let granted = |told| if let Told::Standing(Standing { granted, .. }) = told { granted } else { 0 };
+        for place in [nobody, anna, ben] {
+            assert_eq!(granted(ask(&mut accounts, place, wants(100))), 100);
+        }
+        let other = Incarnation::new(2);
+        assert_eq!(granted(accounts.state(anna, other, NODE, wants(1), false)), 0, "on every node together");
+        ask(&mut accounts, ben, Statement { used: 70, ..wants(100) });
+
+        accounts.align(&[Declared { each: true, ..declared("a", "tokens day", 60) }]);
+        assert!(matches!(accounts.told(ben, other), Told::Standing(Standing { limit: 60, recall: true, .. })));
+        accounts.end(Incarnation::new(1));
+        // Said in parts: only the last of them settles what is not named.
+        accounts.settle(NODE, Incarnation::new(1), &BTreeMap::from([(ben, Mark::to(80))]), false);
+        assert_eq!((accounts.book(ben).unwrap().held(), accounts.book(anna).unwrap().held()), (80, 100));
+        accounts.settle(NODE, Incarnation::new(1), &BTreeMap::new(), true);
+
+        assert_eq!((accounts.book(ben).unwrap().held(), accounts.book(anna).unwrap().held()), (80, 0));
+        assert_eq!(accounts.window(nobody).unwrap().totals(), Totals { held: 80, used: 70, burned: 10 });
+        rolled(&mut accounts, "a");
+        assert!(matches!(ask(&mut accounts, ben, wants(100)), Told::Over(_)));
+        assert_eq!(ask(&mut accounts, nobody.of(UserId::of("carl")), wants(1)), Told::Gone);
+    }
+
+    #[test]
+    fn there_are_so_many_end_users_and_no_more() {
+        let mut accounts = Accounts::default();
+        accounts
+            .align(&[Declared { each: true, ..declared("a", "tokens day", 100) }, declared("b", "tokens day", 100)]);
+        let (nobody, shared) = (rolled(&mut accounts, "a"), rolled(&mut accounts, "b"));
+        let user = |number: usize| nobody.of(UserId::of(&number.to_string()));
+        for number in 0..USERS_MAX {
+            assert!(matches!(ask(&mut accounts, user(number), wants(1)), Told::Standing(_)));
+        }
+
+        assert_eq!(ask(&mut accounts, user(USERS_MAX), wants(1)), Told::Crowded);
+        assert!(matches!(ask(&mut accounts, user(7), wants(2)), Told::Standing(Standing { granted: 2, .. })));
+        assert!(matches!(ask(&mut accounts, nobody, wants(1)), Told::Standing(_)));
+        assert_eq!(ask(&mut accounts, shared.of(UserId::of("x")), wants(1)), Told::Gone, "it is everyone's");
+    }
+
+    /// What a life spent on credit, the next has less of; and until it is known what that was, it has none.
+    #[test]
+    fn an_overdraft_is_one_for_all_lives_of_a_node() {
+        let mut accounts = Accounts::default();
+        accounts.align(&[declared("a", "usd total", 100)]);
+        let place = rolled(&mut accounts, "a");
+        let (old, new) = (Incarnation::new(1), Incarnation::new(2));
+        ask(&mut accounts, place, wants(60));
+        ask(&mut accounts, place, Statement { returned: 50, ..wants(60) });
+        assert_eq!(accounts.debts(place, NODE, old), Some(0));
+
+        accounts.end(old);
+        assert_eq!(accounts.debts(place, NODE, new), None);
+        assert_eq!(accounts.debts(place, NodeId::new(8), new), Some(0), "another node's");
+        // Marked before it gave back: only the credit may have gone beyond what it kept.
+        accounts.settle(NODE, old, &BTreeMap::from([(place, Mark { reach: 40, lent: 15 })]), true);
+
+        assert_eq!(accounts.debts(place, NODE, new), Some(15));
+        let book = &accounts.window(place).unwrap().book;
+        assert_eq!((book.held(), book.burned()), (25, 25));
+        accounts.reconcile(place, old, 12).unwrap();
+        assert_eq!(accounts.debts(place, NODE, new), Some(2), "by an operator's word");
+        assert_eq!(accounts.window(place).unwrap().book.held(), 12);
     }
 
     #[test]

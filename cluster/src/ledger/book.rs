@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::lease::Mark;
 use crate::id::{Incarnation, NodeId};
 
 /// Lines of one account. Beyond it those of the oldest lives that are over become one.
@@ -24,6 +25,8 @@ pub struct Line {
     pub wants: u64,
     /// Less than this, all in all, leaves somebody waiting there.
     pub least: u64,
+    /// How far its calls may have gone on credit, by the mark it was settled at; 0 where that was within its rights.
+    pub marked: u64,
     pub stage: Stage,
 }
 
@@ -39,12 +42,22 @@ pub enum Stage {
 
 impl Line {
     fn new(node: NodeId) -> Self {
-        Self { node, granted: 0, used: 0, returned: 0, wants: 0, least: 0, stage: Stage::Open }
+        Self { node, granted: 0, used: 0, returned: 0, wants: 0, least: 0, marked: 0, stage: Stage::Open }
     }
 
-    /// What counts as spent. A call that used more than its bound has used more than was granted: that counts, too.
+    /// What counts as spent. A call that used more than its bound, or on credit, has used more than was granted: that
+    /// counts, too.
     pub fn held(&self) -> u64 {
-        self.granted.saturating_sub(self.returned).max(self.used)
+        self.rights().max(self.used).max(self.marked)
+    }
+
+    /// Spent, or perhaps, beyond what was granted.
+    pub fn debt(&self) -> u64 {
+        self.held() - self.rights()
+    }
+
+    fn rights(&self) -> u64 {
+        self.granted.saturating_sub(self.returned)
     }
 
     /// Held by a life that is over and not proved spent.
@@ -154,15 +167,23 @@ impl Book {
         }
     }
 
-    /// Gives back what a life that is over did not use: it cannot have used more than `mark`. The first proof counts.
-    pub fn settle(&mut self, incarnation: Incarnation, mark: u64) {
-        let Some(line) = self.lines.get_mut(&incarnation) else { return };
+    /// Gives back what a life that is over did not use: it cannot have gone beyond `mark`. The first proof counts.
+    pub fn settle(&mut self, incarnation: Incarnation, node: NodeId, mark: Mark) {
+        if mark.lent > 0 {
+            // It may have spent on credit before it was ever heard of.
+            self.lines.entry(incarnation).or_insert_with(|| Line { stage: Stage::Ended, ..Line::new(node) });
+        }
+        let Some(line) = self.lines.get_mut(&incarnation).filter(|line| line.node == node) else { return };
         // A disk that knows less than the node once said has gone back to an earlier state: it proves nothing.
-        if line.stage == Stage::Settled || line.used > mark {
+        if line.stage == Stage::Settled || line.used > mark.reach {
             return;
         }
         line.stage = Stage::Settled;
-        line.returned = line.returned.max(line.granted.saturating_sub(mark));
+        line.returned = line.returned.max(line.granted.saturating_sub(mark.reach));
+        // A mark is not taken back with the rights: beyond them it went only as far as it had credit. What it gave back may
+        // still be heard of: then as much of this is beyond them.
+        let furthest = mark.reach.min(line.rights().saturating_add(mark.lent));
+        line.marked = if mark.lent > 0 { furthest } else { 0 };
     }
 
     /// An operator says what a life that is over has really used, and answers for it. What was given back before stays
@@ -171,6 +192,7 @@ impl Book {
         let line = self.lines.get_mut(&incarnation).filter(|line| line.stage != Stage::Open)?;
         let before = line.clone();
         line.used = line.used.max(used);
+        line.marked = 0;
         line.stage = Stage::Settled;
         line.returned = line.returned.max(line.granted.saturating_sub(line.used));
         Some(Reconciled { before, after: line.clone() })
@@ -198,6 +220,18 @@ impl Book {
         self.sum(|line| line.used).saturating_add(self.folded.used)
     }
 
+    /// What the other lives of a node have spent on credit, or may have. `None`: nobody knows, since one of them is not
+    /// settled, or is one of those that became one. Of a life that was never heard of only its own disk knows.
+    pub fn debts(&self, node: NodeId, incarnation: Incarnation) -> Option<u64> {
+        if self.folded != Folded::default() {
+            return None;
+        }
+        let mut others = self.lines.iter().filter(|(life, line)| line.node == node && **life != incarnation);
+        others.try_fold(0, |sum: u64, (_life, line)| {
+            (line.stage == Stage::Settled).then(|| sum.saturating_add(line.debt()))
+        })
+    }
+
     pub fn burned(&self) -> u64 {
         self.sum(Line::burned).saturating_add(self.folded.burned)
     }
@@ -219,17 +253,20 @@ impl Book {
     /// Grants what is free: to whoever asks an equal part beside those who wait, but at least what serves anyone there.
     /// Nobody is granted anything while it does not ask, so what is free never goes to a node that has died.
     fn grant(&mut self, incarnation: Incarnation, least: u64) {
-        let free = self.limit.saturating_sub(self.held());
+        let held = self.held();
         let waiting = self.lines.values().filter(|line| line.unmet() > 0).count();
         let Some(line) = self.lines.get_mut(&incarnation).filter(|line| line.unmet() > 0) else { return };
+        // What pays a debt is held already. A debt beyond the limit is not paid: that would be a right to another.
+        let debt = line.debt();
+        let free = self.limit.saturating_add(debt).saturating_sub(held);
         let unmet = line.unmet();
         let least = least.saturating_sub(line.granted).min(unmet);
         if least > free {
             return;
         }
         // Rounded up: the last unit goes to somebody.
-        let part = free.div_ceil(u64::try_from(waiting).unwrap_or(u64::MAX));
-        line.granted += unmet.min(part.max(least));
+        let part = free.saturating_sub(debt).div_ceil(u64::try_from(waiting).unwrap_or(u64::MAX)).saturating_add(debt);
+        line.granted += unmet.min(part.max(least)).min(free);
     }
 
     fn fold(&mut self) {

@@ -2,9 +2,33 @@
 //!
 //! Always `used + reserved <= mark <= granted - returned`, where the mark is on this node's disk before the first unit
 //! above the earlier mark is dispatched. A life that comes after a crash reads the mark, and it proves that no more was
-//! used. Usage above its own bound, and rights taken on credit, are outside of it and said so.
+//! used. Usage above its own bound is outside of it. While no ledger answers, rights on credit may come on top of those
+//! granted: what was set aside of them is debt, and the first that is granted later pays it.
+
+use serde::{Deserialize, Serialize};
 
 use super::book::Statement;
+
+/// How far a life may have gone with its calls, as it is written down before it goes that far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+pub struct Mark {
+    pub reach: u64,
+    /// So much of that on credit, at most.
+    pub lent: u64,
+}
+
+impl Mark {
+    /// Without credit.
+    pub const fn to(reach: u64) -> Self {
+        Self { reach, lent: 0 }
+    }
+
+    /// Both of them are on the disk.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { reach: self.reach.max(other.reach), lent: self.lent.max(other.lent) }
+    }
+}
 
 /// As the module says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -13,15 +37,17 @@ pub struct Lease {
     returned: u64,
     used: u64,
     reserved: u64,
-    /// The highest mark on the disk. What may be dispatched ends at it and at the rights.
-    mark: u64,
+    /// May be reserved beyond the rights, for now.
+    credit: u64,
+    /// The highest on the disk. What may be dispatched ends at it and at the rights.
+    mark: Mark,
 }
 
 /// Why an amount cannot be reserved now. Nothing was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// The rights are here; this mark has to be on the disk first.
-    Mark { wanted: u64 },
+    Mark { wanted: Mark },
     /// So much more has to be granted.
     Rights { missing: u64 },
 }
@@ -42,9 +68,20 @@ impl Lease {
         self.rights().saturating_sub(self.busy())
     }
 
+    /// In use beyond the rights.
+    pub fn debt(&self) -> u64 {
+        self.busy().saturating_sub(self.rights())
+    }
+
+    /// May be reserved, on credit where there is any.
+    pub fn room(&self) -> u64 {
+        self.rights().saturating_add(self.credit).saturating_sub(self.busy())
+    }
+
     /// May be reserved without waiting for the disk.
     pub fn ready(&self) -> u64 {
-        self.rights().min(self.mark).saturating_sub(self.busy())
+        let credit = self.credit.min(self.mark.lent);
+        self.rights().saturating_add(credit).min(self.mark.reach).saturating_sub(self.busy())
     }
 
     pub fn granted(&self) -> u64 {
@@ -59,16 +96,21 @@ impl Lease {
         self.reserved
     }
 
-    pub fn mark(&self) -> u64 {
+    pub fn mark(&self) -> Mark {
         self.mark
     }
 
+    /// The mark that leaves `chunk` more to be reserved, as far as there is room.
+    pub fn wanted(&self, chunk: u64) -> Mark {
+        Mark { reach: self.busy().saturating_add(chunk.min(self.room())), lent: self.credit }
+    }
+
     pub fn reserve(&mut self, amount: u64) -> Result<(), Lack> {
-        if amount > self.idle() {
-            return Err(Lack::Rights { missing: amount - self.idle() });
+        if amount > self.room() {
+            return Err(Lack::Rights { missing: amount - self.room() });
         }
         if amount > self.ready() {
-            return Err(Lack::Mark { wanted: self.busy().saturating_add(amount) });
+            return Err(Lack::Mark { wanted: self.wanted(amount) });
         }
         self.reserved += amount;
         Ok(())
@@ -90,9 +132,14 @@ impl Lease {
         self.granted = self.granted.max(granted);
     }
 
+    /// So much debt there may be from now on. What is set aside stays so.
+    pub fn lend(&mut self, credit: u64) {
+        self.credit = credit;
+    }
+
     /// `mark` is on the disk.
-    pub fn marked(&mut self, mark: u64) {
-        self.mark = self.mark.max(mark);
+    pub fn marked(&mut self, mark: Mark) {
+        self.mark = self.mark.and(mark);
     }
 
     /// Debits idle rights, all but `keep` of them; the next [`statement`](Self::statement) says so. How much it was.
@@ -102,13 +149,15 @@ impl Lease {
         back
     }
 
-    /// What the ledger is told: `more` rights are wanted beyond those granted, and fewer than `least` more serve nobody.
+    /// What the ledger is told: `more` rights are wanted beyond those granted and what pays the debt, and fewer than
+    /// `least` more serve nobody.
     pub fn statement(&self, more: u64, least: u64) -> Statement {
+        let paid = self.granted.saturating_add(self.debt());
         Statement {
             used: self.used,
             returned: self.returned,
-            wants: self.granted.saturating_add(more),
-            least: self.granted.saturating_add(least),
+            wants: paid.saturating_add(more),
+            least: if least == 0 { self.granted } else { paid.saturating_add(least) },
         }
     }
 }

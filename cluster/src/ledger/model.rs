@@ -1,11 +1,13 @@
 //! Nodes, their disks and a network that loses, repeats and reorders, round one account: small enough to search through
 //! as a whole, and the same for random schedules.
 
+use std::collections::BTreeSet;
+
 use crate::id::{Incarnation, NodeId};
 
 use super::book::{Book, Stage, Statement};
 use super::invariants::{self, Broken};
-use super::lease::{Lack, Lease};
+use super::lease::{Lack, Lease, Mark};
 
 /// Defects that are planted, to see that they are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +21,14 @@ pub enum Planted {
     ReturnedNotDebited,
     /// A node that was started again proves more unspent than its disk says: as much as it last reported.
     SettledAtReport,
+    /// A life that comes after does not ask what the one before it spent on credit.
+    LentAnew,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Message {
     Says { node: usize, incarnation: Incarnation, said: Words },
-    Settles { incarnation: Incarnation, mark: u64 },
+    Settles { incarnation: Incarnation, mark: Mark },
     Granted { node: usize, incarnation: Incarnation, granted: u64 },
 }
 
@@ -42,7 +46,7 @@ struct Node {
     incarnation: Incarnation,
     lease: Lease,
     /// The mark of this life that is on the disk.
-    disk: u64,
+    disk: Mark,
     /// Amounts set aside for calls under way.
     calls: Vec<u64>,
     lives: u64,
@@ -51,24 +55,61 @@ struct Node {
 /// One step anyone can take.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    Ask { node: usize, more: u64 },
-    GiveBack { node: usize, keep: u64 },
-    Call { node: usize, amount: u64 },
-    Mark { node: usize, chunk: u64 },
-    Flush { node: usize },
-    End { node: usize, call: usize, used: u64 },
-    Deliver { message: usize, again: bool },
-    Lose { message: usize },
-    Crash { node: usize },
-    Limit { to: u64 },
-    Reclaim { line: usize },
+    Ask {
+        node: usize,
+        more: u64,
+    },
+    GiveBack {
+        node: usize,
+        keep: u64,
+    },
+    Call {
+        node: usize,
+        amount: u64,
+    },
+    Mark {
+        node: usize,
+        chunk: u64,
+    },
+    Flush {
+        node: usize,
+    },
+    End {
+        node: usize,
+        call: usize,
+        used: u64,
+    },
+    Deliver {
+        message: usize,
+        again: bool,
+    },
+    Lose {
+        message: usize,
+    },
+    Crash {
+        node: usize,
+    },
+    Limit {
+        to: u64,
+    },
+    /// No ledger answers there.
+    Lend {
+        node: usize,
+    },
+    Reclaim {
+        line: usize,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     book: Book,
     most: u64,
+    /// What each node may spend on credit.
+    overdraft: u64,
     nodes: Vec<Node>,
+    /// Lives that a disk knows and whose settlement has not been heard.
+    unsettled: BTreeSet<Incarnation>,
     messages: Vec<Message>,
     /// What providers have billed, or may: every call from its dispatch on.
     spent: u64,
@@ -78,19 +119,25 @@ fn life(node: usize, number: u64) -> Incarnation {
     Incarnation::new(number * 100 + node as u64 + 1)
 }
 
+fn node_of(life: Incarnation) -> NodeId {
+    NodeId::new((life.get() - 1) % 100)
+}
+
 impl World {
-    pub fn new(nodes: usize, limit: u64) -> Self {
+    pub fn new(nodes: usize, limit: u64, overdraft: u64) -> Self {
         let node = |number| Node {
             incarnation: life(number, 0),
             lease: Lease::default(),
-            disk: 0,
+            disk: Mark::default(),
             calls: Vec::new(),
             lives: 1,
         };
         Self {
             book: Book::new(limit),
             most: limit,
+            overdraft,
             nodes: (0..nodes).map(node).collect(),
+            unsettled: BTreeSet::new(),
             messages: Vec::new(),
             spent: 0,
         }
@@ -118,17 +165,21 @@ impl World {
     }
 
     pub fn check(&self) -> Result<(), Broken> {
-        invariants::within_budget(self.spent, self.most)?;
-        invariants::within_limit(&self.book, self.most)?;
+        self.audit()?;
+        invariants::within_limit(&self.book, self.bound())?;
         for node in &self.nodes {
-            invariants::within_rights(node.incarnation, &node.lease, node.disk, &self.book)?;
+            invariants::within_rights(node.incarnation, &node.lease, node.disk, &self.book, self.overdraft)?;
         }
         Ok(())
     }
 
+    fn bound(&self) -> u64 {
+        self.most + self.overdraft * self.nodes.len() as u64
+    }
+
     /// P-MONEY alone, as an auditor outside would see it.
     pub fn audit(&self) -> Result<(), Broken> {
-        invariants::within_budget(self.spent, self.most)
+        invariants::within_budget(self.spent, self.bound())
     }
 
     /// `false`: nothing came of it.
@@ -148,15 +199,15 @@ impl World {
             Step::Call { node, amount } => self.call(node, amount, planted),
             Step::Mark { node, chunk } => {
                 let node = &mut self.nodes[node];
-                let mark = node.lease.busy().saturating_add(chunk).min(node.lease.rights());
-                let news = mark > node.disk;
-                node.disk = node.disk.max(mark);
+                let mark = node.disk.and(node.lease.wanted(chunk));
+                let news = mark != node.disk;
+                node.disk = mark;
                 node.lease.marked(mark);
                 news
             }
             Step::Flush { node } => {
                 let node = &mut self.nodes[node];
-                let news = node.lease.mark() > node.disk;
+                let news = node.lease.mark() != node.disk;
                 node.disk = node.lease.mark();
                 news
             }
@@ -187,6 +238,7 @@ impl World {
                 self.most = self.most.max(to);
                 true
             }
+            Step::Lend { node } => self.lend(node, planted),
             Step::Reclaim { line } => planted == Planted::TimedReclaim && self.reclaim(line),
         }
     }
@@ -231,10 +283,14 @@ impl World {
                 let standing = self.book.state(incarnation, NodeId::new(node as u64), said, over);
                 self.send(Message::Granted { node, incarnation, granted: standing.granted });
             }
-            Message::Settles { incarnation, mark } => self.book.settle(incarnation, mark),
+            Message::Settles { incarnation, mark } => {
+                self.unsettled.remove(&incarnation);
+                self.book.settle(incarnation, node_of(incarnation), mark);
+            }
             Message::Granted { node, incarnation, granted } => {
                 let node = &mut self.nodes[node];
                 if node.incarnation == incarnation {
+                    node.lease.lend(0);
                     node.lease.grant(granted);
                 }
             }
@@ -249,12 +305,24 @@ impl World {
         node.incarnation = life(number, node.lives);
         node.lives += 1;
         node.lease = Lease::default();
-        node.disk = 0;
+        node.disk = Mark::default();
         node.calls.clear();
         self.book.end(over);
+        self.unsettled.insert(over);
         let reported = self.book.line(over).map_or(0, |line| line.used);
-        let mark = if planted == Planted::SettledAtReport { reported } else { disk };
+        let mark = if planted == Planted::SettledAtReport { Mark { reach: reported, ..disk } } else { disk };
         self.send(Message::Settles { incarnation: over, mark });
+    }
+
+    fn lend(&mut self, number: usize, planted: Planted) -> bool {
+        let node = &mut self.nodes[number];
+        let me = NodeId::new(number as u64);
+        let settled = !self.unsettled.iter().any(|life| node_of(*life) == me);
+        let debts = self.book.debts(me, node.incarnation).filter(|_| settled);
+        let debts = if planted == Planted::LentAnew { Some(0) } else { debts };
+        let Some(debts) = debts.filter(|_| self.overdraft > 0) else { return false };
+        node.lease.lend(self.overdraft.saturating_sub(debts));
+        true
     }
 
     fn reclaim(&mut self, line: usize) -> bool {

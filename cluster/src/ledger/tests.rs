@@ -11,16 +11,16 @@ const NODES: usize = 2;
 const LIMIT: u64 = 1;
 const MESSAGES_MAX: usize = 2;
 const LIVES_MAX: u64 = 3;
-/// Counters grow with every grant that is given back: here they end.
+/// Counters grow with every grant that is given back: here they end, one sooner where there is credit.
 const GRANTED_MAX: u64 = 3;
 
 /// Every step of the small world that may come to something. Amounts are of one unit.
-fn steps(world: &World, planted: Planted) -> Vec<Step> {
+fn steps(world: &World, planted: Planted, nodes: usize, overdraft: u64) -> Vec<Step> {
     let mut steps = Vec::new();
-    for node in 0..NODES {
+    for node in 0..nodes {
         if world.messages() < MESSAGES_MAX {
             steps.push(Step::GiveBack { node, keep: 0 });
-            if world.granted() < GRANTED_MAX {
+            if world.granted() < GRANTED_MAX - overdraft {
                 steps.push(Step::Ask { node, more: 1 });
             }
             if world.lives() < LIVES_MAX {
@@ -28,6 +28,9 @@ fn steps(world: &World, planted: Planted) -> Vec<Step> {
             }
         }
         steps.extend([Step::Call { node, amount: 1 }, Step::Mark { node, chunk: 1 }]);
+        if overdraft > 0 {
+            steps.push(Step::Lend { node });
+        }
         if planted == Planted::MarkedLate {
             steps.push(Step::Flush { node });
         }
@@ -43,7 +46,7 @@ fn steps(world: &World, planted: Planted) -> Vec<Step> {
         }
     }
     if planted == Planted::TimedReclaim {
-        steps.extend((0..NODES).map(|line| Step::Reclaim { line }));
+        steps.extend((0..nodes).map(|line| Step::Reclaim { line }));
     }
     steps
 }
@@ -56,15 +59,15 @@ struct Search {
 }
 
 /// Breadth first, through every world that can be reached.
-fn search(planted: Planted) -> Search {
-    let start = World::new(NODES, LIMIT);
+fn search(planted: Planted, nodes: usize, overdraft: u64) -> Search {
+    let start = World::new(nodes, LIMIT, overdraft);
     let mut seen = HashSet::from([start.clone()]);
     // What led to each world: the one before it, and the step.
     let mut trail: Vec<(usize, Option<Step>)> = vec![(0, None)];
     let mut queue = VecDeque::from([(start, 0)]);
     let mut most_spent = 0;
     while let Some((world, at)) = queue.pop_front() {
-        for step in steps(&world, planted) {
+        for step in steps(&world, planted, nodes, overdraft) {
             let mut next = world.clone();
             if !next.take(step, planted) || !seen.insert(next.clone()) {
                 continue;
@@ -90,7 +93,7 @@ fn search(planted: Planted) -> Search {
 
 #[test]
 fn no_schedule_of_two_nodes_overspends() {
-    let search = search(Planted::Nothing);
+    let search = search(Planted::Nothing, NODES, 0);
 
     println!("{} worlds", search.worlds);
     assert!(search.found.is_none(), "{:?}", search.found);
@@ -98,11 +101,28 @@ fn no_schedule_of_two_nodes_overspends() {
     assert!(search.worlds > 10_000, "only {} worlds", search.worlds);
 }
 
+/// And on credit none spends more than the limit and its overdraft, whatever lives it had.
+#[test]
+fn no_schedule_of_a_node_spends_beyond_its_overdraft() {
+    let search = search(Planted::Nothing, 1, 1);
+
+    println!("{} worlds", search.worlds);
+    assert!(search.found.is_none(), "{:?}", search.found);
+    assert_eq!(search.most_spent, LIMIT + 1, "all of it can be spent");
+}
+
 /// A search that does not find what is known to be wrong shows nothing.
 #[test]
 fn planted_defects_are_found() {
-    for planted in [Planted::TimedReclaim, Planted::MarkedLate, Planted::ReturnedNotDebited, Planted::SettledAtReport] {
-        let search = search(planted);
+    for planted in [
+        Planted::TimedReclaim,
+        Planted::MarkedLate,
+        Planted::ReturnedNotDebited,
+        Planted::SettledAtReport,
+        Planted::LentAnew,
+    ] {
+        let (nodes, overdraft) = if planted == Planted::LentAnew { (1, 1) } else { (NODES, 0) };
+        let search = search(planted, nodes, overdraft);
 
         let (way, broken) = search.found.unwrap_or_else(|| panic!("{planted:?} was not found"));
         println!("{planted:?}: {} steps: {way:?}: {broken}", way.len());
@@ -120,7 +140,8 @@ fn any_step(nodes: usize) -> impl Strategy<Value = Step> {
         4 => (node.clone(), 0..4_usize, 0..12_u64).prop_map(|(node, call, used)| Step::End { node, call, used }),
         8 => (0..12_usize, any::<bool>()).prop_map(|(message, again)| Step::Deliver { message, again }),
         1 => (0..12_usize).prop_map(|message| Step::Lose { message }),
-        1 => node.prop_map(|node| Step::Crash { node }),
+        1 => node.clone().prop_map(|node| Step::Crash { node }),
+        2 => node.prop_map(|node| Step::Lend { node }),
         1 => (20..120_u64).prop_map(|to| Step::Limit { to }),
     ]
 }
@@ -132,8 +153,9 @@ proptest! {
     #[test]
     fn no_random_schedule_overspends(
         (nodes, steps) in (2..8_usize).prop_flat_map(|nodes| (Just(nodes), prop::collection::vec(any_step(nodes), 1..250))),
+        overdraft in prop_oneof![Just(0), 1..30_u64],
     ) {
-        let mut world = World::new(nodes, 100);
+        let mut world = World::new(nodes, 100, overdraft);
         for step in steps {
             world.take(step, Planted::Nothing);
             prop_assert_eq!(world.check(), Ok(()));

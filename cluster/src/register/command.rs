@@ -13,6 +13,7 @@ pub use crate::directory::kind::{Kind, Origin};
 use crate::id::{Incarnation, NodeId};
 use crate::ledger::accounts::{Place, Roll, Told};
 use crate::ledger::book::Statement;
+use crate::ledger::lease::Mark;
 
 /// The newest version of [`Command`] that this program knows. A newer one is proposed only when every member says that
 /// it knows it.
@@ -98,7 +99,7 @@ pub enum Act {
     /// Windows of budgets begin.
     Roll { rolls: Vec<Roll> },
     /// What a life of a node that is over has used at most; nothing, where no mark is named. `last`: the life ends itself.
-    Settle { node: NodeId, incarnation: Incarnation, marks: Vec<(Place, u64)>, last: bool },
+    Settle { node: NodeId, incarnation: Incarnation, marks: Vec<(Place, Mark)>, whole: bool, last: bool },
     /// An operator says what a life that is over has really used of a budget.
     Unspent { place: Place, incarnation: Incarnation, used: u64 },
 }

@@ -131,8 +131,6 @@ routes:
   support: { targets: [openai/gpt-4o-mini], strategy: least_cost, cache: { mode: semantic, share: team }, guards: [pii] }
 keys:
   web: { secret: "${WEB_KEY}", max_parallel: 3 }
-budgets:
-  b: { limit: $1, window: day, on_no_quorum: open, overdraft: $1, each: end_user }
 "#,
     );
     assert_eq!(
@@ -143,9 +141,6 @@ budgets:
             "routes.support.cache.share: `share: team` is not available in this version",
             "routes.support.guards: `guards` is not available in this version",
             "keys.web.max_parallel: `max_parallel` is not available in this version",
-            "budgets.b.on_no_quorum: `on_no_quorum: open` is not available in this version",
-            "budgets.b.overdraft: `overdraft` is not available in this version",
-            "budgets.b.each: `each` is not available in this version",
         ]
     );
 }
@@ -463,7 +458,7 @@ fn resources_are_written_as_they_are_read() {
 fn the_schema_describes_every_field_that_exists_and_none_that_does_not() {
     let schema = serde_json::to_value(schemars::schema_for!(Resources)).unwrap();
     let text = schema.to_string();
-    assert!(!text.contains("overdraft") && !text.contains("semantic"));
+    assert!(!text.contains("max_parallel") && !text.contains("semantic"));
     for (name, definition) in schema["$defs"].as_object().unwrap() {
         let properties = definition["properties"].as_object().into_iter().flatten();
         for (field, described) in properties {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cluster::id::Incarnation;
 use cluster::ledger::accounts::{BudgetId, Place, Roll};
 use cluster::ledger::book::Statement;
+use cluster::ledger::lease::Mark;
 use cluster::register::{Act, Command, Expected, KeyRef, Kind, Origin, Register, Token};
 use proptest::collection::vec;
 use proptest::option::of;
@@ -100,7 +101,7 @@ fn act() -> impl Strategy<Value = Act> {
     let admit = (node_of(), "[mn]").prop_map(|(node, name)| Act::Admit { node, member: member(&name) });
     let remove = node_of().prop_map(|node| Act::Remove { node });
     let tick = (0..100u64).prop_map(|now| Act::Tick { now: Duration::from_secs(now) });
-    let place = || (0..4u64, 0..3u64).prop_map(|(budget, window)| Place { budget: BudgetId(budget), window });
+    let place = || (0..4u64, 0..3u64).prop_map(|(budget, window)| Place::new(BudgetId(budget), window));
     let said = (place(), 0..9u64, 0..9u64, 0..20u64)
         .prop_map(|(place, used, returned, wants)| (place, Statement { used, returned, wants, least: 1 }));
     let quota = (node_of(), 0..40u64, vec(said, 0..4)).prop_map(|(node, incarnation, said)| Act::Quota {
@@ -108,14 +109,16 @@ fn act() -> impl Strategy<Value = Act> {
         incarnation: Incarnation::new(incarnation),
         said,
     });
-    let roll = (place(), any::<bool>()).prop_map(|(Place { budget, window }, first)| Act::Roll {
+    let roll = (place(), any::<bool>()).prop_map(|(Place { budget, window, .. }, first)| Act::Roll {
         rolls: [Roll { budget, after: (!first).then_some(window), starts: Duration::ZERO, ends: None }].into(),
     });
-    let settle = (node_of(), 0..40u64, vec((place(), 0..9u64), 0..3), any::<bool>()).prop_map(
-        |(node, incarnation, marks, last)| Act::Settle {
+    let mark = || (0..9u64, 0..4u64).prop_map(|(reach, lent)| Mark { reach, lent });
+    let settle = (node_of(), 0..40u64, vec((place(), mark()), 0..3), any::<bool>(), any::<bool>()).prop_map(
+        |(node, incarnation, marks, whole, last)| Act::Settle {
             node,
             incarnation: Incarnation::new(incarnation),
             marks,
+            whole,
             last,
         },
     );

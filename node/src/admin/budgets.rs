@@ -8,8 +8,8 @@ use super::resources::failed;
 use cluster::directory::budget::{Amount, Budget, LimitError, Unit};
 use cluster::directory::role::Grant;
 use cluster::id::Incarnation;
-use cluster::ledger::accounts::{Account, Record, Window};
-use cluster::ledger::book::{Line, Stage};
+use cluster::ledger::accounts::{Account, Record, Totals, Window};
+use cluster::ledger::book::{Book, Line, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
@@ -23,6 +23,16 @@ pub struct BudgetStanding {
     /// `usd` (in billionths), `tokens` or `requests`.
     pub unit: String,
     pub limit: u64,
+    /// `end_user` where each end user has the limit for himself: then the amounts are those of all of them together, but
+    /// for what remains, which is what the one has who has the least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub each: Option<String>,
+    /// Those that have spent of it in the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_users: Option<u64>,
+    /// The one whose share this is, where one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_user: Option<String>,
     /// Which window, counted from 0; null before the first has begun.
     pub window: Option<u64>,
     pub starts: Option<String>,
@@ -41,6 +51,14 @@ pub struct BudgetStanding {
     pub lines: Vec<LineStanding>,
     /// Of windows that are over, the oldest first.
     pub records: Vec<WindowRecord>,
+}
+
+/// What is asked for of a budget.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Of {
+    /// `None`: the present one.
+    pub window: Option<u64>,
+    pub end_user: Option<String>,
 }
 
 /// What one life of a node has of the window.
@@ -78,6 +96,9 @@ pub struct Reconciliation {
     /// Left out: the present one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<u64>,
+    /// Whose share, where each end user has the limit for himself. Left out: that of calls that named nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_user: Option<String>,
 }
 
 /// `$0.31`, `100k tokens`, `40 requests`; or a number in the budget's unit: billionths of a US dollar, tokens, requests.
@@ -166,6 +187,9 @@ impl BudgetStanding {
             name: name.to_owned(),
             unit: unit.name().to_owned(),
             limit,
+            each: None,
+            end_users: None,
+            end_user: None,
             window: None,
             starts: None,
             ends: None,
@@ -181,27 +205,41 @@ impl BudgetStanding {
 
     pub fn new(budget: &Budget, account: &Account) -> Self {
         let records = account.records().map(WindowRecord::from).collect();
-        let mut standing = Self { records, ..Self::untouched(&account.name, budget.limit.unit, account.limit()) };
-        if let Some((number, window)) = account.current() {
-            standing.show(number, window);
-        }
-        standing
+        let each = account.is_each().then(|| "end_user".to_owned());
+        Self { records, each, ..Self::untouched(&account.name, budget.limit.unit, account.limit()) }
     }
 
-    /// In this window instead.
+    /// In this window.
     pub fn show(&mut self, number: u64, window: &Window) {
-        let book = &window.book;
-        self.limit = book.limit();
-        let (held, used, burned) = (book.held(), book.used(), book.burned());
+        self.limit = window.book.limit();
         self.window = Some(number);
         self.starts = Some(time(window.starts));
         self.ends = window.ends.map(time);
-        self.settled = used;
-        self.burned = burned;
-        self.leased = held.saturating_sub(used).saturating_sub(burned);
+        self.end_users = self.each.is_some().then_some(window.users.len() as u64);
+        self.amounts(window.totals());
+        let (held, spent) = (window.most_held(), window.most_spent());
+        self.remaining_low = self.limit.saturating_sub(held);
+        self.remaining_high = self.limit.saturating_sub(spent);
+        self.lines = window.book.lines().map(LineStanding::from).collect();
+    }
+
+    /// What this end user has of it. `None`: he has spent nothing.
+    pub fn show_user(&mut self, user: Option<String>, book: Option<&Book>) {
+        let empty = Book::new(self.limit);
+        let book = book.unwrap_or(&empty);
+        let (held, used, burned) = (book.held(), book.used(), book.burned());
+        self.end_user = user;
+        self.end_users = None;
+        self.amounts(Totals { held, used, burned });
         self.remaining_low = self.limit.saturating_sub(held);
         self.remaining_high = self.limit.saturating_sub(used).saturating_sub(burned);
         self.lines = book.lines().map(LineStanding::from).collect();
+    }
+
+    fn amounts(&mut self, Totals { held, used, burned }: Totals) {
+        self.settled = used;
+        self.burned = burned;
+        self.leased = held.saturating_sub(used).saturating_sub(burned);
     }
 
     fn counted_in(&self) -> Unit {
@@ -217,8 +255,13 @@ impl BudgetStanding {
         let unit = self.counted_in();
         let show = |amount: u64| unit.show(amount);
         let resets = self.ends.as_deref().unwrap_or("never");
+        let whose = match (&self.end_user, self.end_users) {
+            (Some(user), _) => format!(", end user `{user}`"),
+            (None, Some(users)) => format!(", each end user; {users} have spent of it"),
+            (None, None) => String::new(),
+        };
         let mut text = format!(
-            "{}\n  limit      {}\n  settled    {}\n  leased     {}\n  burned     {}\n  remaining  {} to {}\n  resets     {resets}",
+            "{}{whose}\n  limit      {}\n  settled    {}\n  leased     {}\n  burned     {}\n  remaining  {} to {}\n  resets     {resets}",
             self.name,
             show(self.limit),
             show(self.settled),
@@ -257,7 +300,8 @@ fn time(since_1970: Duration) -> String {
 
 pub async fn standing(control: &dyn Control, call: &Call, name: String) -> Result<Answer, ApiError> {
     call.everywhere(Grant::Viewer, "budgets are everyone's")?;
-    let standing = control.standing(name, call.query.window).await.map_err(|error| failed(call, error))?;
+    let of = Of { window: call.query.window, end_user: call.query.end_user.clone() };
+    let standing = control.standing(name, of).await.map_err(|error| failed(call, error))?;
     Ok(Answer::ok(json!(standing)))
 }
 

@@ -4,7 +4,7 @@
 //! away, when it is in force on every node.
 
 use super::access::{Operator, Scope};
-use super::budgets::{BudgetStanding, Reconcile, Reconciled};
+use super::budgets::{BudgetStanding, Of, Reconcile, Reconciled};
 use super::status::cluster::ClusterStatus;
 use cluster::directory::kind::{Kind, Origin};
 pub use cluster::register::{Expected, KeyRef};
@@ -40,7 +40,7 @@ pub trait Control: Send + Sync + 'static {
 
     /// What is left of the budget called so, in its present window or the one named. Linearizable: what was said before
     /// this call is in it.
-    fn standing(&self, budget: String, window: Option<u64>) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>>;
+    fn standing(&self, budget: String, of: Of) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>>;
 
     /// What a process that is over holds of a budget and did not use is given back, on an operator's word.
     fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>>;

@@ -1,7 +1,7 @@
 //! A cluster in memory, for the tests of the admin API: obeys versions and origins, remembers what it was asked.
 
 use super::access::{Granted, Operator, Scope};
-use super::budgets::{BudgetStanding, Reconcile, Reconciled};
+use super::budgets::{BudgetStanding, Of, Reconcile, Reconciled};
 use super::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
     Wrong,
@@ -242,7 +242,7 @@ impl Control for FakeCluster {
         cluster()
     }
 
-    fn standing(&self, _budget: String, _window: Option<u64>) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
+    fn standing(&self, _budget: String, _of: Of) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
         async { Err(ChangeError::NotFound) }.boxed()
     }
 

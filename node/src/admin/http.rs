@@ -82,6 +82,7 @@ pub struct Query {
     pub after: Option<String>,
     pub from: Option<u64>,
     pub window: Option<u64>,
+    pub end_user: Option<String>,
     pub wait: Wait,
 }
 
@@ -97,12 +98,13 @@ impl Query {
                 }
                 "from" => query.from = Some(number(name, &value, 0, u64::MAX)?),
                 "window" => query.window = Some(number(name, &value, 0, u64::MAX)?),
+                "end_user" => query.end_user = Some(value),
                 "after" => query.after = Some(value),
                 "wait" if value == "none" => query.wait = Wait::None,
                 "wait" if value == "barrier" => query.wait = Wait::Barrier,
                 "wait" => return Err(ApiError::wrong(name, "is neither `barrier` nor `none`")),
                 _ => {
-                    let known = "known are `limit`, `after`, `from`, `window` and `wait`";
+                    let known = "known are `limit`, `after`, `from`, `window`, `end_user` and `wait`";
                     return Err(ApiError::wrong("", format!("the query has something unknown in it; {known}")));
                 }
             }

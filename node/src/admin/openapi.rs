@@ -216,7 +216,7 @@ fn budget_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) 
         "get_budget_standing",
         "What is left of a budget, as a majority of the nodes knows it now",
     )
-    .parameters(&["window"])
+    .parameters(&["window", "endUser"])
     .answers(200, "In its present window, or in the one named.", &standing)
     .also(404, "NotFound");
     let path = json!({ "parameters": [parameter("name")], "get": get.0 });
@@ -354,6 +354,7 @@ fn parameters() -> Json {
         "after": query("after", "Only what comes after this name: `next` of the page before.", json!({ "type": "string" })),
         "from": query("from", "Only entries from this index on.", json!({ "type": "integer", "minimum": 0 })),
         "window": query("window", "Which window, counted from 0: the present one and the two before it are kept.", json!({ "type": "integer", "minimum": 0 })),
+        "endUser": query("end_user", "Whose share, where each end user has the limit for himself.", json!({ "type": "string" })),
         "wait": query("wait", "`none`: return when the change is decided, before every node has it.", json!({ "type": "string", "enum": ["barrier", "none"], "default": "barrier" })),
         "ifMatch": header("If-Match", "Only if it has this version (an `etag`), or with `*` if it exists."),
         "ifNoneMatch": header("If-None-Match", "`*`: only if it does not exist."),

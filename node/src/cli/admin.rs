@@ -86,6 +86,9 @@ pub enum BudgetCommand {
         /// A window that is over, counted from 0: the last two are kept. Left out: the present one.
         #[arg(long)]
         window: Option<u64>,
+        /// Whose share, where each end user has the limit for himself.
+        #[arg(long, value_name = "NAME")]
+        end_user: Option<String>,
     },
     /// Give back what a process that is over holds of a budget and did not use. Whoever says so answers for it: nobody
     /// checks what was really spent.
@@ -103,6 +106,9 @@ pub enum BudgetCommand {
         /// A window that is over, counted from 0. Left out: the present one.
         #[arg(long)]
         window: Option<u64>,
+        /// Whose share, where each end user has the limit for himself. Left out: that of calls that named nobody.
+        #[arg(long, value_name = "NAME")]
+        end_user: Option<String>,
     },
 }
 
@@ -327,16 +333,20 @@ pub async fn budget(args: &BudgetArgs) -> Result<(), AdminError> {
 
 async fn about_budget(client: &Client, command: &BudgetCommand) -> Result<Json, AdminError> {
     match command {
-        BudgetCommand::Show { name, window } => {
-            let query = window.map_or_else(String::new, |window| format!("?window={window}"));
+        BudgetCommand::Show { name, window, end_user } => {
+            let window = window.map(|window| format!("window={window}"));
+            let end_user = end_user.as_ref().map(|user| format!("end_user={}", encode(user)));
+            let asked: Vec<String> = window.into_iter().chain(end_user).collect();
+            let query = if asked.is_empty() { String::new() } else { format!("?{}", asked.join("&")) };
             get(client, &format!("budgets/{}/standing{query}", encode(name))).await
         }
-        BudgetCommand::Reconcile { name, node, incarnation, used, window } => {
+        BudgetCommand::Reconcile { name, node, incarnation, used, window, end_user } => {
             let said = Reconciliation {
                 node: node.clone(),
                 incarnation: *incarnation,
                 used: Used::Text(used.clone()),
                 window: *window,
+                end_user: end_user.clone(),
             };
             let path = format!("budgets/{}/reconcile", encode(name));
             change(client, Method::POST, &path, WaitArgs { no_wait: false }, json!(said), None).await

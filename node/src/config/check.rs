@@ -2,6 +2,7 @@
 
 use super::secret::Secrets;
 use super::{Auth, Config, ListenConfig};
+use cluster::directory::budget::OnNoQuorum;
 use cluster::directory::problems::{Problems, nearest};
 use cluster::directory::provider::ProviderSpec;
 use cluster::directory::resources::Resources;
@@ -9,6 +10,7 @@ use cluster::directory::secret::SecretRef;
 use cluster::peer::trust::ClusterSecret;
 use llm::dialect::compatible::{vendor, vendors};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 impl Config {
     /// Problems of this node's sections and between rooms; those of the resources alone are told when a directory is
@@ -16,6 +18,7 @@ impl Config {
     pub fn check(&self, problems: &mut Problems) {
         self.check_later(problems);
         self.check_cluster(problems);
+        self.check_overdrafts(problems);
         problems.within("node", |problems| self.check_node(problems));
         problems.within("listen", |problems| {
             self.listen.check(self.cluster.is_shared(), problems);
@@ -42,6 +45,23 @@ impl Config {
             let advice = "start with `resources_revision: 1` and give the next number to each change of the resources";
             problems.add("", format!("lacks `resources_revision`, and `cluster` names other nodes; {advice}"));
         }
+    }
+
+    /// A node that is cut off stops serving, and would before it spends an overdraft.
+    fn check_overdrafts(&self, problems: &mut Problems) {
+        let stale_max = self.cluster.stale_max;
+        if !self.cluster.is_shared() || stale_max >= OPEN_STALE_MIN {
+            return;
+        }
+        problems.within("budgets", |problems| {
+            for (name, budget) in &self.resources.budgets {
+                if budget.on_no_quorum == OnNoQuorum::Open {
+                    let advice = format!("`cluster.stale_max` is {stale_max:?}; make it {OPEN_STALE_MIN:?} or more");
+                    let what = "`open` says nothing where a node stops serving so soon after it is cut off";
+                    problems.within(name, |problems| problems.add("on_no_quorum", format!("{what}: {advice}")));
+                }
+            }
+        });
     }
 
     fn check_node(&self, problems: &mut Problems) {
@@ -89,6 +109,9 @@ pub fn check_kind(name: &str, provider: &ProviderSpec, problems: &mut Problems) 
         None => unknown_kind(name, provider.kind.as_deref(), problems),
     }
 }
+
+/// Overdrafts begin when the ledger has not answered for three seconds; some time is to be left for them.
+const OPEN_STALE_MIN: Duration = Duration::from_secs(10);
 
 /// Bytes of a name that goes into headers and labels.
 const NAME_BYTES_MAX: usize = 128;

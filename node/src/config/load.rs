@@ -410,6 +410,18 @@ providers: { openai: { api_key: none } }
         assert!(!printed.contains("CLUSTER_SECRET") && !printed.contains(CLUSTER_SECRET.as_str()), "{printed}");
     }
 
+    #[test]
+    fn an_overdraft_needs_a_node_that_serves_long_enough_to_spend_it() {
+        let budget = "budgets: { b: { limit: $1, window: day, on_no_quorum: open, overdraft: $1 } }\n";
+        let member = MEMBER.to_owned() + budget;
+        loaded(&member);
+        let told = problems(&member.replace("cluster: {", "cluster: { stale_max: 5s,"));
+        assert!(
+            matches!(&told[..], [one] if one.contains("budgets.b.on_no_quorum: ") && one.contains("5s")),
+            "{told:#?}"
+        );
+    }
+
     /// Without them a restarted node is another one, and nobody can tell which of two files is the newer.
     #[test]
     fn a_member_remembers_and_its_resources_have_a_revision() {

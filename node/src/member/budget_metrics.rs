@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use actors::quota::escrow::Escrow;
 use actors::quota::metrics::{Names, Shown, passed, show};
-use cluster::ledger::accounts::{Account, BudgetId, Place};
+use cluster::ledger::accounts::{Account, BudgetId, Place, Totals};
 use cluster::register::Register;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
@@ -31,26 +31,30 @@ struct Seen {
     id: BudgetId,
     name: Arc<str>,
     window: Option<u64>,
+    /// Each end user has the limit for himself.
+    each: bool,
     /// All but what this node has set aside.
     shown: Shown,
 }
 
 impl Seen {
     fn new((id, account): (BudgetId, &Account)) -> Self {
-        let (limit, name) = (account.limit(), Arc::from(account.name.as_str()));
+        let (limit, name, each) = (account.limit(), Arc::from(account.name.as_str()), account.is_each());
         let Some((number, window)) = account.current() else {
-            return Self { id, name, window: None, shown: Shown { limit, remaining: limit, ..Shown::default() } };
+            let shown = Shown { limit, remaining: limit, ..Shown::default() };
+            return Self { id, name, window: None, each, shown };
         };
-        let (held, settled, burned) = (window.book.held(), window.book.used(), window.book.burned());
+        let Totals { held, used: settled, burned } = window.totals();
         let shown = Shown {
             limit,
-            remaining: limit.saturating_sub(held),
+            // Of end users, what the one has who has the least.
+            remaining: limit.saturating_sub(window.most_held()),
             leased: held.saturating_sub(settled).saturating_sub(burned),
             reserved: 0,
             settled,
             burned,
         };
-        Self { id, name, window: Some(number), shown }
+        Self { id, name, window: Some(number), each, shown }
     }
 }
 
@@ -80,7 +84,9 @@ pub async fn keep(member: Member, escrow: Escrow) {
                 }
             }
         }
-        gauges.show(&seen, |place| escrow.lease(place).map_or(0, |lease| lease.reserved()));
+        gauges.show(&seen, |place, each| {
+            if each { escrow.reserved(place) } else { escrow.lease(place).map_or(0, |lease| lease.reserved()) }
+        });
     }
 }
 
@@ -106,11 +112,11 @@ struct Gauges {
 
 impl Gauges {
     /// A budget that has gone is shown as nothing: a gauge cannot be taken back.
-    fn show(&mut self, seen: &[Seen], reserved: impl Fn(Place) -> u64) {
+    fn show(&mut self, seen: &[Seen], reserved: impl Fn(Place, bool) -> u64) {
         let mut shown = HashMap::with_capacity(seen.len());
         for budget in seen {
-            let place = budget.window.map(|window| Place { budget: budget.id, window });
-            let now = Shown { reserved: place.map_or(0, &reserved), ..budget.shown };
+            let place = budget.window.map(|window| Place::new(budget.id, window));
+            let now = Shown { reserved: place.map_or(0, |place| reserved(place, budget.each)), ..budget.shown };
             let before = self.shown.remove(&budget.name);
             if before == Some(now) || self.names.take(&budget.name) {
                 if before != Some(now) {
@@ -135,7 +141,7 @@ impl Thresholds {
     fn note<'a>(&mut self, seen: &'a [Seen]) -> Vec<(&'a Seen, u8)> {
         let mut told = HashMap::with_capacity(seen.len());
         let mut news = Vec::new();
-        for budget in seen {
+        for budget in seen.iter().filter(|budget| !budget.each) {
             let Some(window) = budget.window else { continue };
             let before =
                 self.0.get(&budget.id).filter(|(known, _)| *known == window).map_or(0, |(_, percent)| *percent);
@@ -155,7 +161,7 @@ mod tests {
 
     fn seen(window: u64, limit: u64, settled: u64, burned: u64) -> Seen {
         let shown = Shown { limit, settled, burned, ..Shown::default() };
-        Seen { id: BudgetId(1), name: "b".into(), window: Some(window), shown }
+        Seen { id: BudgetId(1), name: "b".into(), window: Some(window), each: false, shown }
     }
 
     #[test]

@@ -8,8 +8,10 @@ use std::time::Duration;
 use actors::quota::escrow::{Escrow, Ledger, Marks, Places};
 use cluster::directory::budget::{Budget, Unit};
 use cluster::directory::wire::Spec;
+use cluster::id::{Incarnation, NodeId};
 use cluster::ledger::accounts::{Account, BudgetId, Place, Roll, Told};
 use cluster::ledger::book::Statement;
+use cluster::ledger::lease::Mark;
 use cluster::ledger::window;
 use cluster::marks::Marks as Kept;
 use cluster::register::{Act, Kind, QUOTA_MAX, Register, Reply};
@@ -20,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::{Member, MemberError, budget_metrics, reconcile};
-use crate::admin::budgets::BudgetStanding;
+use crate::admin::budgets::{BudgetStanding, Of};
 use crate::admin::control::ChangeError;
 use crate::config::reload::describe;
 
@@ -35,6 +37,9 @@ const HEED_EVERY: Duration = Duration::from_millis(20);
 
 /// How long a life that ends may take to give back what it holds.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
+
+/// Places in one command that settles a life.
+const SETTLED_MAX: usize = 8_192;
 
 /// Between two tries to settle the lives before.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -60,12 +65,21 @@ impl Ledger for FromRegister {
         }
         .boxed()
     }
+
+    fn debts(&self, place: Place) -> Option<u64> {
+        let consensus = &self.0.0.consensus;
+        let (me, incarnation) = (self.0.0.introduction.me, consensus.incarnation());
+        // What earlier lives held is applied here once this one is registered; of a directory that may be another's copy
+        // nobody knows.
+        let known = incarnation.get() != 0 && !self.0.0.adopted && self.0.0.marks.is_alone(incarnation);
+        known.then(|| consensus.read(|register| register.accounts().debts(place, me, incarnation)))?
+    }
 }
 
 struct OnDisk(Member);
 
 impl Marks for OnDisk {
-    fn write(&self, marks: Vec<(Place, u64)>) -> BoxFuture<'static, Result<(), String>> {
+    fn write(&self, marks: Vec<(Place, Mark)>) -> BoxFuture<'static, Result<(), String>> {
         let member = self.0.clone();
         async move {
             let (consensus, kept) = (&member.0.consensus, &member.0.marks);
@@ -108,20 +122,29 @@ pub fn places(register: &Register, generation: Option<u64>) -> Option<(u64, Plac
     let place = |(budget, account): (BudgetId, &Account)| {
         let (window, _) = account.current()?;
         let unit = known(register, &account.name)?.limit.unit;
-        Some((Arc::from(account.name.as_str()), (Place { budget, window }, unit)))
+        Some((Arc::from(account.name.as_str()), (Place::new(budget, window), unit)))
     };
     let places: HashMap<Arc<str>, (Place, Unit)> = accounts.iter().filter_map(place).collect();
     Some((accounts.generation(), Arc::new(places)))
 }
 
-/// What the register says of a budget, in its present window or the one named.
-pub fn standing(register: &Register, name: &str, window: Option<u64>) -> Result<BudgetStanding, ChangeError> {
+/// What the register says of a budget, in its present window or the one named; of all its end users, or of the one named.
+pub fn standing(register: &Register, name: &str, of: &Of) -> Result<BudgetStanding, ChangeError> {
     let (_id, account) = register.accounts().named(name).ok_or(ChangeError::NotFound)?;
     let budget = known(register, name).ok_or(ChangeError::NotFound)?;
+    let user = of.end_user.as_deref().map(|user| reconcile::user_of(name, account, user)).transpose()?;
     let mut standing = BudgetStanding::new(&budget, account);
-    if window.is_some() {
-        let (number, window) = reconcile::window_of(name, account, window)?;
-        standing.show(number, window);
+    let shown = match of.window {
+        Some(_) => Some(reconcile::window_of(name, account, of.window)?),
+        None => account.current(),
+    };
+    match (shown, user) {
+        (Some((number, window)), Some(user)) => {
+            standing.show(number, window);
+            standing.show_user(of.end_user.clone(), window.book(user));
+        }
+        (Some((number, window)), None) => standing.show(number, window),
+        (None, _) => {}
     }
     Ok(standing)
 }
@@ -201,11 +224,12 @@ impl Member {
                 continue;
             }
             let node = self.0.introduction.me;
-            let marks: Vec<(Place, u64)> = marks.into_iter().collect();
-            let act = Act::Settle { node, incarnation, marks, last: false };
-            while let Err(error) = self.0.consensus.propose_idempotent(act.clone(), SAY_WITHIN).await {
-                tracing::debug!(error = describe(&error), %incarnation, "an earlier life is not settled yet");
-                tokio::time::sleep(PAUSE).await;
+            let marks: Vec<(Place, Mark)> = marks.into_iter().collect();
+            for act in settlements(node, incarnation, &marks, false) {
+                while let Err(error) = self.0.consensus.propose_idempotent(act.clone(), SAY_WITHIN).await {
+                    tracing::debug!(error = describe(&error), %incarnation, "an earlier life is not settled yet");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
             info!(%incarnation, "what an earlier life did not use is given back");
             if let Err(error) = self.0.marks.forget(incarnation).await {
@@ -221,16 +245,54 @@ impl Member {
         if incarnation.get() == 0 || marks.is_empty() {
             return;
         }
-        let act = Act::Settle { node, incarnation, marks, last: true };
-        match self.0.consensus.propose_idempotent(act, LAST_WITHIN).await {
-            Ok(_settled) => {
-                if let Err(error) = self.0.marks.forget(incarnation).await {
-                    warn!(error = describe(&error), "this life could not be forgotten");
-                }
-            }
-            Err(error) => {
+        for act in settlements(node, incarnation, &marks, true) {
+            if let Err(error) = self.0.consensus.propose_idempotent(act, LAST_WITHIN).await {
                 warn!(error = describe(&error), "what this node holds of budgets is given back when it starts again");
+                return;
             }
         }
+        if let Err(error) = self.0.marks.forget(incarnation).await {
+            warn!(error = describe(&error), "this life could not be forgotten");
+        }
+    }
+}
+
+/// All that is settled of a life, in commands of a size that fits. What none of them names was not used: only the last
+/// says so, when all the others are settled.
+fn settlements(
+    node: NodeId,
+    incarnation: Incarnation,
+    marks: &[(Place, Mark)],
+    last: bool,
+) -> impl Iterator<Item = Act> + use<> {
+    let mut parts: Vec<Vec<(Place, Mark)>> = marks.chunks(SETTLED_MAX).map(<[_]>::to_vec).collect();
+    if parts.is_empty() {
+        parts.push(Vec::new());
+    }
+    let whole = parts.len() - 1;
+    let act = move |(number, marks)| Act::Settle { node, incarnation, marks, whole: number == whole, last };
+    parts.into_iter().enumerate().map(act)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_part_of_a_settlement_speaks_of_what_is_not_named() {
+        let (node, life) = (NodeId::new(7), Incarnation::new(1));
+        let of = |marks: usize| {
+            let place = |window| (Place::new(BudgetId(1), window), Mark::to(1));
+            let marks: Vec<_> = (0..marks as u64).map(place).collect();
+            let part = |act| match act {
+                Act::Settle { marks, whole, .. } => (marks.len(), whole),
+                other => panic!("{other:?}"),
+            };
+            settlements(node, life, &marks, false).map(part).collect::<Vec<_>>()
+        };
+
+        assert_eq!(of(0), [(0, true)]);
+        assert_eq!(of(SETTLED_MAX), [(SETTLED_MAX, true)]);
+        assert_eq!(of(SETTLED_MAX + 1), [(SETTLED_MAX, false), (1, true)]);
     }
 }

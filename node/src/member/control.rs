@@ -20,7 +20,7 @@ use tracing::warn;
 use super::reconcile::Plan;
 use super::{Member, budgets, secrets};
 use crate::admin::access::{Operator, Scope};
-use crate::admin::budgets::{BudgetStanding, Reconcile, Reconciled};
+use crate::admin::budgets::{BudgetStanding, Of, Reconcile, Reconciled};
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
 };
@@ -339,10 +339,10 @@ impl Control for MemberControl {
         self.member.status()
     }
 
-    fn standing(&self, budget: String, window: Option<u64>) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
+    fn standing(&self, budget: String, of: Of) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
         async move {
             self.catch_up().await?;
-            self.member.consensus().read(|register| budgets::standing(register, &budget, window))
+            self.member.consensus().read(|register| budgets::standing(register, &budget, &of))
         }
         .boxed()
     }

@@ -2,12 +2,12 @@
 
 use cluster::directory::budget::Unit;
 use cluster::id::Incarnation;
-use cluster::ledger::accounts::{Account, Place, Window};
-use cluster::ledger::book::{Line, Stage};
+use cluster::ledger::accounts::{Account, Place, UserId, Window};
+use cluster::ledger::book::{Book, Line, Stage};
 use cluster::register::{Act, Register};
 
 use super::budgets::{known, standing};
-use crate::admin::budgets::{Reconcile, Reconciled, Reconciliation};
+use crate::admin::budgets::{Of, Reconcile, Reconciled, Reconciliation};
 use crate::admin::control::{ChangeError, Wrong};
 
 /// Things that are named where one is not there; of the rest, how many there are.
@@ -18,6 +18,7 @@ const NAMED_MAX: usize = 20;
 pub struct Plan {
     budget: String,
     place: Place,
+    end_user: Option<String>,
     incarnation: Incarnation,
     used: u64,
     /// What the life held before.
@@ -33,7 +34,9 @@ impl Plan {
         let (budget, account) = accounts.named(name).ok_or_else(unknown)?;
         let unit = known(register, name).ok_or(ChangeError::NotFound)?.limit.unit;
         let (number, window) = window_of(name, account, said.window)?;
-        let (incarnation, line) = line_of(register, name, number, window, said)?;
+        let user = said.end_user.as_deref().map(|user| user_of(name, account, user)).transpose()?.unwrap_or_default();
+        let place = Place::new(budget, number).of(user);
+        let (incarnation, line) = line_of(register, name, number, window.book(user), said)?;
         if line.stage == Stage::Open || !register.is_over(line.node, incarnation) {
             return Err(ChangeError::Refused { code: "not_over", reason: still_lives(line, incarnation) });
         }
@@ -46,7 +49,8 @@ impl Plan {
             format!("{said} were said to be used, and {reported} had been reported: taken as those")
         });
         let (used, held) = (used.max(line.used), line.held());
-        Ok(Self { budget: name.clone(), place: Place { budget, window: number }, incarnation, used, held, note })
+        let end_user = said.end_user.clone();
+        Ok(Self { budget: name.clone(), place, end_user, incarnation, used, held, note })
     }
 
     pub fn act(&self) -> Act {
@@ -55,9 +59,10 @@ impl Plan {
 
     /// Once that is applied. `None`: the budget has gone since.
     pub fn outcome(self, register: &Register) -> Option<Reconciled> {
-        let standing = standing(register, &self.budget, Some(self.place.window)).ok()?;
-        let window = register.accounts().window(self.place)?;
-        let held = window.book.line(self.incarnation).map_or(self.held, Line::held);
+        let of = Of { window: Some(self.place.window), end_user: self.end_user };
+        let standing = standing(register, &self.budget, &of).ok()?;
+        let book = register.accounts().book(self.place)?;
+        let held = book.line(self.incarnation).map_or(self.held, Line::held);
         Some(Reconciled { standing, given_back: self.held.saturating_sub(held), note: self.note })
     }
 }
@@ -75,11 +80,20 @@ pub fn window_of<'a>(name: &str, account: &'a Account, wanted: Option<u64>) -> R
     })
 }
 
+/// In whose name an end user's calls are counted.
+pub fn user_of(name: &str, account: &Account, user: &str) -> Result<UserId, ChangeError> {
+    if account.is_each() {
+        return Ok(UserId::of(user));
+    }
+    let message = format!("is `{user}`, and the budget `{name}` is everyone's together");
+    Err(ChangeError::Invalid(vec![Wrong { path: "end_user".to_owned(), message }]))
+}
+
 fn line_of<'a>(
     register: &Register,
     name: &str,
     number: u64,
-    window: &'a Window,
+    book: Option<&'a Book>,
     said: &Reconciliation,
 ) -> Result<(Incarnation, &'a Line), ChangeError> {
     let incarnation = Incarnation::new(said.incarnation);
@@ -87,9 +101,10 @@ fn line_of<'a>(
         let member = register.members().get(line.node);
         line.node.to_string() == said.node || member.is_some_and(|member| member.info.name == said.node)
     };
-    let found = window.book.line(incarnation).filter(called).map(|line| (incarnation, line));
+    let found = book.and_then(|book| book.line(incarnation)).filter(called).map(|line| (incarnation, line));
     found.ok_or_else(|| {
-        let lines = window.book.lines().map(|(incarnation, line)| format!("{} {incarnation}", line.node));
+        let lines = book.into_iter().flat_map(Book::lines);
+        let lines = lines.map(|(incarnation, line)| format!("{} {incarnation}", line.node));
         let what =
             format!("node `{}` with incarnation {incarnation} in window {number} of the budget `{name}`", said.node);
         no_such(&what, lines)
@@ -139,13 +154,14 @@ mod tests {
     use cluster::id::NodeId;
     use cluster::ledger::accounts::{BudgetId, Roll};
     use cluster::ledger::book::Statement;
+    use cluster::ledger::lease::Mark;
     use cluster::register::{Author, Command, Expected, MemberInfo, Reply};
 
     use super::*;
     use crate::admin::budgets::Used;
 
     const NODE: NodeId = NodeId::new(0xa1);
-    const PLACE: Place = Place { budget: BudgetId(0), window: 0 };
+    const PLACE: Place = Place::new(BudgetId(0), 0);
 
     struct World {
         register: Register,
@@ -187,6 +203,7 @@ mod tests {
                 incarnation: incarnation.get(),
                 used: Used::Number(used),
                 window: None,
+                end_user: None,
             };
             Plan::new(&self.register, &Reconcile { budget: "b".to_owned(), said })
         }
@@ -196,7 +213,8 @@ mod tests {
     #[test]
     fn a_process_that_has_settled_for_the_last_time_may_still_live() {
         let (mut world, life) = World::new();
-        let settle = Act::Settle { node: NODE, incarnation: life, marks: vec![(PLACE, 40)], last: true };
+        let settle =
+            Act::Settle { node: NODE, incarnation: life, marks: vec![(PLACE, Mark::to(40))], whole: true, last: true };
         assert!(matches!(world.apply(settle), Reply::Done), "it settles");
 
         assert!(matches!(world.plan("edge-0", life, 9), Err(ChangeError::Refused { code: "not_over", .. })));
@@ -244,6 +262,7 @@ mod tests {
             incarnation: life.get(),
             used: Used::Number(1),
             window: Some(3),
+            end_user: None,
         };
         let elsewhere = Reconcile { budget: "b".to_owned(), said };
         assert!(words(Plan::new(&world.register, &elsewhere)).ends_with("there are: 0"));

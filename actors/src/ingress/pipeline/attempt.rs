@@ -26,7 +26,7 @@ use crate::ingress::relay::{Live, Receipts};
 use crate::provider::{
     Call, CallError, Credential, DEAD_FOR, Flag, Outcome, Spend, Standing, UpstreamBody, retry_after,
 };
-use crate::quota::{Account, Bound, Charge, QuotaError, Reservation, Waits};
+use crate::quota::{Account, Bound, Charge, Payer, QuotaError, Reservation, Waits};
 use crate::routing::{FailureClass, Following, Health, Next, Situation};
 
 /// The most of a provider's error page that is read.
@@ -275,13 +275,15 @@ impl Attempts {
             .map_err(|UnknownBudget { name }| Failure::BudgetExceeded { budget: name })?;
         let price = directory.price(&provider.name, &target.model).cloned();
         let (account, bound) = (self.account(provider), self.bound(target, vendor));
-        let reserved = self.gateway.quota.reserve(&account, &budgets, bound, price, self.waits).await;
+        let payer = Payer { account: &account, budgets: &budgets, end_user: self.request.end_user.as_deref() };
+        let reserved = self.gateway.quota.reserve(payer, bound, price, self.waits).await;
         reserved.map_err(|error| match error {
             QuotaError::Exceeded { budget } => Failure::BudgetExceeded { budget: budget.to_string() },
             QuotaError::Unpriced { budget } => {
                 let model = format!("{}/{}", target.provider, target.model);
                 Failure::Unpriced { budget: budget.to_string(), model }
             }
+            QuotaError::Crowded { budget } => Failure::BudgetCrowded { budget: budget.to_string() },
             QuotaError::Unanswered { waited } => Failure::BudgetUnanswered { waited },
             QuotaError::Full => Failure::Busy,
         })

@@ -81,6 +81,7 @@ async fn a_budget_is_asked_for_and_reconciled() {
     let cases = [
         ("show b", "GET /admin/v1/budgets/b/standing ", "", "b\n  limit      9 requests"),
         ("show b --window 3", "GET /admin/v1/budgets/b/standing?window=3 ", "", "b\n  limit"),
+        ("show b --window 3 --end-user a&b", "GET /admin/v1/budgets/b/standing?window=3&end_user=a%26b ", "", "b\n"),
         (
             "reconcile b --node edge-1 --incarnation 12 --used 2 --window 0",
             "POST /admin/v1/budgets/b/reconcile ",
