@@ -180,7 +180,7 @@ pub const METRICS: &[Described] = &[
         kind: Kind::Counter,
         unit: Unit::Count,
         labels: &["budget", "reason"],
-        help: "Attempts not made: the ledger said no (`exceeded`), nobody answered (`unanswered`), the target has no price (`unpriced`), or too many waited (`full`). `unanswered` and `full` count for each budget that the attempt had to fit in.",
+        help: "Attempts not made: the ledger said no (`exceeded`), nobody answered (`unanswered`), the target has no price (`unpriced`), there are too many end users (`crowded`), or too many waited (`full`). `unanswered` and `full` count for each budget that the attempt had to fit in.",
     },
     Described {
         name: REFILL,

@@ -206,7 +206,7 @@ impl BudgetStanding {
     pub fn new(budget: &Budget, account: &Account) -> Self {
         let records = account.records().map(WindowRecord::from).collect();
         let each = account.is_each().then(|| "end_user".to_owned());
-        Self { records, each, ..Self::untouched(&account.name, budget.limit.unit, account.limit()) }
+        Self { each, records, ..Self::untouched(&account.name, budget.limit.unit, account.limit()) }
     }
 
     /// In this window.
@@ -224,11 +224,11 @@ impl BudgetStanding {
     }
 
     /// What this end user has of it. `None`: he has spent nothing.
-    pub fn show_user(&mut self, user: Option<String>, book: Option<&Book>) {
+    pub fn show_user(&mut self, name: Option<String>, book: Option<&Book>) {
         let empty = Book::new(self.limit);
         let book = book.unwrap_or(&empty);
         let (held, used, burned) = (book.held(), book.used(), book.burned());
-        self.end_user = user;
+        self.end_user = name;
         self.end_users = None;
         self.amounts(Totals { held, used, burned });
         self.remaining_low = self.limit.saturating_sub(held);

