@@ -130,7 +130,7 @@ providers:
 routes:
   support: { targets: [openai/gpt-4o-mini], strategy: least_cost, cache: { mode: semantic, share: team }, guards: [pii] }
 keys:
-  web: { secret: "${WEB_KEY}", max_parallel: 3 }
+  web: { secret: "${WEB_KEY}" }
 budgets:
   b: { limit: $1, window: day, on_no_quorum: open, overdraft: $1, each: end_user }
 "#,
@@ -142,7 +142,6 @@ budgets:
             "routes.support.cache.mode: `mode: semantic` is not available in this version",
             "routes.support.cache.share: `share: team` is not available in this version",
             "routes.support.guards: `guards` is not available in this version",
-            "keys.web.max_parallel: `max_parallel` is not available in this version",
             "budgets.b.on_no_quorum: `on_no_quorum: open` is not available in this version",
             "budgets.b.overdraft: `overdraft` is not available in this version",
             "budgets.b.each: `each` is not available in this version",
@@ -244,7 +243,7 @@ tenants:
 keys:
   none: {}
   both: { secret: "tooshort", hash: "b3:12", tenant: acne }
-  wrong: { hash: nothex, rpm: 0, tpm: 0, expires: tomorrow, models: [emty, "opnai/*", "*x", no-such] }
+  wrong: { hash: nothex, rpm: 0, tpm: 0, max_parallel: 0, expires: tomorrow, models: [emty, "opnai/*", "*x", no-such] }
 "#,
     );
     let wanted = [
@@ -289,6 +288,7 @@ keys:
         "keys.wrong.models.2: `*x` has a star",
         "keys.wrong.rpm: is 0",
         "keys.wrong.tpm: is 0",
+        "keys.wrong.max_parallel: is 0",
         "keys.wrong.expires: `tomorrow` is neither",
         "keys.wrong.models.0: there is no route or model of one provider `emty`; did you mean `empty`?",
         "keys.wrong.models.1: there is no provider or route `opnai`; did you mean `openai`?",
