@@ -40,6 +40,10 @@ pub struct KeySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpm: Option<u64>,
 
+    /// Requests of it that are worked on at once, streams included, on all nodes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_parallel: Option<u32>,
+
     /// From when on it is refused: a date (`2027-01-01`, meaning 00:00 UTC) or a time (`2027-01-01T08:00:00Z`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
@@ -56,10 +60,6 @@ pub struct KeySpec {
     /// Names of `budgets` that all its calls must fit in. At most 8.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<String>,
-
-    /// Requests of it that are worked on at once, streams included, on all nodes together.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_parallel: Option<u32>,
 }
 
 /// Characters a key's text must have: fewer could be guessed.
@@ -74,11 +74,11 @@ impl Default for KeySpec {
             models: Vec::new(),
             rpm: None,
             tpm: None,
+            max_parallel: None,
             expires: None,
             team: None,
             roles: Vec::new(),
             budgets: Vec::new(),
-            max_parallel: None,
         }
     }
 }
