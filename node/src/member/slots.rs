@@ -102,11 +102,11 @@ impl Handler for Answering {
     }
 }
 
-/// What one owner knows of this node: by which members it was told all, and when.
-#[derive(Clone, Copy, Default)]
-struct Knows {
+/// By which members an owner was told all that is used here, and when.
+#[derive(Clone, Copy)]
+struct ToldAll {
     stamp: u64,
-    at: Option<Duration>,
+    at: Duration,
 }
 
 /// The owners are told what is used here, until the node ends: at once of what is free again, and of all now and then.
@@ -114,7 +114,7 @@ pub async fn tell(inner: Arc<Inner>, gateway: Arc<Gateway>) {
     let slots = Arc::clone(&inner.slots);
     let mut ticks = interval(FRAME_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known: BTreeMap<NodeId, Knows> = BTreeMap::new();
+    let mut owners: BTreeMap<NodeId, ToldAll> = BTreeMap::new();
     loop {
         let only_spare = tokio::select! {
             biased;
@@ -123,47 +123,39 @@ pub async fn tell(inner: Arc<Inner>, gateway: Arc<Gateway>) {
         };
         slots.look(&inner);
         let (roll, now) = (slots.roll.load_full(), slots.time());
-        known.retain(|node, _knows| roll.view.ready.contains(node));
+        let stamp = roll.stamp();
+        let is_due = |node: &&NodeId| {
+            let known = owners.get(*node).is_some_and(|told| told.stamp == stamp && now < told.at + ALL_EVERY);
+            !only_spare && !known
+        };
+        let due = roll.view.ready.iter().filter(is_due).map(|node| (*node, Vec::new()));
+        let mut by_owner: BTreeMap<NodeId, Vec<Told>> = due.collect();
         let (sequence, told) = gateway.queue.tell_slots(only_spare, clock::now());
-        let mut by_owner: BTreeMap<NodeId, Vec<Told>> = BTreeMap::new();
         for told in told {
             match roll.view.owner(told.key) {
                 Some(owner) => by_owner.entry(owner).or_default().push(told),
                 None => gateway.queue.hear_slots(&[told], None, clock::now()),
             }
         }
-        if !only_spare {
-            let is_due = |node: &&NodeId| {
-                let knows = known.get(*node).copied().unwrap_or_default();
-                knows.stamp != roll.stamp() || knows.at.is_none_or(|at| now.saturating_sub(at) >= ALL_EVERY)
-            };
-            for node in roll.view.ready.iter().filter(is_due) {
-                by_owner.entry(*node).or_default();
-            }
-        }
+        let frame = |all, told| Frame { life: slots.life, stamp, sequence, all, told };
         let frames = by_owner.into_iter().flat_map(|(owner, told)| {
-            let all = !only_spare && told.len() <= TOLD_MAX;
-            let chunks: Vec<Vec<Told>> =
-                if told.is_empty() { vec![told] } else { told.chunks(TOLD_MAX).map(<[Told]>::to_vec).collect() };
-            let frame = {
-                let (life, stamp) = (slots.life, roll.stamp());
-                move |told| Frame { life, stamp, sequence, all, told }
-            };
-            chunks.into_iter().map(move |told| (owner, frame(told)))
+            if told.len() <= TOLD_MAX {
+                return vec![(owner, frame(!only_spare, told))];
+            }
+            told.chunks(TOLD_MAX).map(|told| (owner, frame(false, told.to_vec()))).collect()
         });
         let answers = join_all(frames.map(|(owner, frame)| exchange(&inner, &gateway, owner, frame))).await;
-        for (owner, stamp) in answers.into_iter().flatten() {
-            known.insert(owner, Knows { stamp, at: Some(now) });
-        }
+        owners.retain(|node, _told| roll.view.ready.contains(node));
+        owners.extend(answers.into_iter().flatten().map(|owner| (owner, ToldAll { stamp, at: now })));
     }
 }
 
-/// Who has been told all, and by which members.
-async fn exchange(inner: &Inner, gateway: &Gateway, owner: NodeId, frame: Frame) -> Option<(NodeId, u64)> {
+/// The owner, if it has been told all and goes by the same members.
+async fn exchange(inner: &Inner, gateway: &Gateway, owner: NodeId, frame: Frame) -> Option<NodeId> {
     let answer = send(inner, &inner.slots, owner, &frame, FRAME_EVERY).await;
     let lent = answer.as_ref().map(|answer| answer.lent.as_slice());
     gateway.queue.hear_slots(&frame.told, lent, clock::now());
-    answer.filter(|answer| frame.all && answer.stamp == frame.stamp).map(|answer| (owner, answer.stamp))
+    answer.filter(|answer| frame.all && answer.stamp == frame.stamp).map(|_answer| owner)
 }
 
 async fn send(inner: &Inner, slots: &Slots, owner: NodeId, frame: &Frame, within: Duration) -> Option<Answer> {
