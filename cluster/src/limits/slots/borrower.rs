@@ -8,6 +8,9 @@ use crate::limits::SILENT_MAX;
 /// Where none is free it is asked again after so long: others of the key wait meanwhile.
 const AGAIN_IN: Duration = Duration::from_millis(100);
 
+/// Two questions without an answer say nothing of the time between them, if it is longer: none was asked in it.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Times are since some moment fixed by the caller.
 #[derive(Debug, Default)]
 pub struct Borrower {
@@ -127,7 +130,7 @@ impl Borrower {
 
     fn unanswered(&mut self, now: Duration) {
         let first = match self.unanswered {
-            Some((first, last)) if now.saturating_sub(last) < SILENT_MAX => first,
+            Some((first, last)) if now.saturating_sub(last) < ASKED_WITHIN => first,
             Some(_) | None => now,
         };
         self.unanswered = Some((first, now));

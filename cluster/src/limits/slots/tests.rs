@@ -73,6 +73,8 @@ struct World {
     under_way: BTreeMap<(Duration, u64), Sent>,
     learns: Vec<(Duration, usize, Roll)>,
     sent: u64,
+    /// What was answered, or is not waited for any more: node, life, number.
+    closed: BTreeSet<(usize, u64, u64)>,
     late_max: u64,
     /// Of how many messages one is lost, and one comes twice; 0 for none.
     lost_of: u64,
@@ -86,8 +88,20 @@ impl World {
         let all = (0..nodes).map(|me| Node::new(roll(me, &there, &lives), 1)).collect();
         let now = Duration::from_secs(100);
         let under_way = BTreeMap::new();
-        let mut world =
-            Self { max, nodes: all, lives, there, now, under_way, learns: vec![], sent: 0, late_max, lost_of, rng };
+        let mut world = Self {
+            max,
+            nodes: all,
+            lives,
+            there,
+            now,
+            under_way,
+            learns: vec![],
+            sent: 0,
+            closed: BTreeSet::new(),
+            late_max,
+            lost_of,
+            rng,
+        };
         for node in &mut world.nodes {
             node.lender.see(&node.roll.clone(), now);
         }
@@ -183,6 +197,10 @@ impl World {
                 let is_owner = self.owner(to) == Some(from);
                 let this = &mut self.nodes[to];
                 if this.dead || this.life != life {
+                    return;
+                }
+                let number = frame.told.first().map_or(frame.sequence, |told| told.sequence);
+                if !self.closed.insert((to, life, number)) {
                     return;
                 }
                 if let Some(answer) = answer.as_ref().filter(|answer| frame.all && answer.stamp == frame.stamp) {
