@@ -530,3 +530,15 @@ fn only_keys_that_change_hands_wait() {
     assert_eq!(lent(&mut lender, stays, 6, SETTLES_IN), Some((1, true)));
     assert_eq!(lent(&mut lender, comes, 7, 2 * SETTLES_IN), Some((1, true)));
 }
+
+/// Nothing was asked between two questions that were lost two seconds apart, so nothing is known of the owner.
+#[test]
+fn two_lost_answers_far_apart_are_no_silence() {
+    let mut borrower = Borrower::default();
+    for (sequence, now) in [(1, ms(0)), (2, ms(1_900)), (3, ms(2_200))] {
+        let asked = borrower.tell(KEY, 7, sequence, 1, now);
+        borrower.hear(&asked, None, now);
+
+        assert!(!borrower.take(7, 2, now), "{now:?}");
+    }
+}
