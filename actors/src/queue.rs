@@ -1,15 +1,16 @@
 //! Rate limits and concurrency → [`Turn`].
 //!
-//! Each key's requests and tokens within any 60 seconds, and how many requests the node works on at a time. On a node
-//! that is alone nobody waits here. With others, who lacks leave waits for the limit's owner, a moment at most
-//! ([`shared`]). Who has no turn is told when to come back, and coming back then succeeds unless others of the same key
+//! Each key's requests and tokens within any 60 seconds and its requests at once, and how many requests the node works on
+//! at a time. With others, who lacks leave waits for the limit's owner, a moment at most ([`shared`], [`slots`]). Who has no turn is told when to come back, and coming back then succeeds unless others of the same key
 //! were faster.
 
 pub mod metrics;
 pub mod shared;
+mod slots;
 mod window;
 
 use ::metrics::{Counter, Gauge};
+use cluster::clock;
 use parking_lot::{Mutex, RwLock};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use shared::{Asked, Counted, Owners};
+use slots::{Slot, Slots};
 use window::{SPAN, Window};
 
 /// How many requests are worked on.
@@ -43,6 +45,7 @@ pub struct Queue {
     keys: RwLock<Keys>,
     /// Of limits that are shared with other nodes; never set where there are none.
     owners: OnceLock<Arc<dyn Owners>>,
+    slots: Slots,
     metrics: Arc<Metrics>,
 }
 
@@ -62,13 +65,20 @@ struct Used {
     asked: Asked,
 }
 
-/// What one key may do within any 60 seconds. A limit is never 0: the directory refuses that.
+/// What one key may do within any 60 seconds, and at once. A limit is never 0: the directory refuses that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Stable for a key.
     pub key_id: u64,
     pub rpm: Option<u32>,
     pub tpm: Option<u64>,
+    pub max_parallel: Option<u32>,
+}
+
+/// What a turn holds while it lasts.
+struct Held {
+    _place: OwnedSemaphorePermit,
+    _slot: Option<Slot>,
 }
 
 impl Queue {
@@ -81,30 +91,39 @@ impl Queue {
             places_max: places,
             keys: RwLock::new(Keys { by_id: HashMap::new(), pruned: Duration::ZERO }),
             owners: OnceLock::new(),
+            slots: Slots::new(),
             metrics: Arc::new(Metrics::new()),
         }
     }
 
     /// A turn, or why not. `tokens` is an estimate; [`Turn::used`] corrects it. A request that is larger than its key's
-    /// limit gets a turn when nothing else counts.
+    /// limit gets a turn when nothing else counts. Who is refused for its requests at once has counted for no other limit,
+    /// and the other way round.
     pub async fn enter(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
+        let place = self.place()?;
+        let slot = match limits.max_parallel {
+            Some(max) => Some(self.slot(limits.key_id, max, now).await.inspect_err(|error| self.count(error))?),
+            None => None,
+        };
+        // It may have waited.
+        let now = if slot.is_some() { now.max(clock::now()) } else { now };
+        let held = Held { _place: place, _slot: slot };
         match self.owners.get() {
             Some(owners) if limits.rpm.is_some() || limits.tpm.is_some() => {
-                self.enter_shared(owners.as_ref(), limits, tokens, now).await
+                self.enter_shared(owners.as_ref(), limits, tokens, now, held).await
             }
-            Some(_) | None => self.enter_alone(limits, tokens, now),
+            Some(_) | None => self.enter_alone(limits, tokens, now, held),
         }
     }
 
-    fn enter_alone(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
-        let place = self.place()?;
+    fn enter_alone(&self, limits: &Limits, tokens: u64, now: Instant, held: Held) -> Result<Turn, QueueError> {
         if limits.rpm.is_none() && limits.tpm.is_none() {
-            return Ok(self.turn(None, Standing::default(), place));
+            return Ok(self.turn(None, Standing::default(), held));
         }
         let now = self.time(now);
         let used = self.used(limits.key_id, now);
         let (estimate, standing) = used.lock().enter(limits, tokens, now).inspect_err(|error| self.count(error))?;
-        Ok(self.turn(Some((used, estimate, now)), standing, place))
+        Ok(self.turn(Some((used, estimate, now)), standing, held))
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, QueueError> {
@@ -119,15 +138,10 @@ impl Queue {
     }
 
     /// `counted` is where, how many tokens, and when.
-    fn turn(
-        &self,
-        counted: Option<(Arc<Mutex<Used>>, u64, Duration)>,
-        standing: Standing,
-        place: OwnedSemaphorePermit,
-    ) -> Turn {
+    fn turn(&self, counted: Option<(Arc<Mutex<Used>>, u64, Duration)>, standing: Standing, held: Held) -> Turn {
         self.metrics.in_flight.increment(1.0);
         let entry = counted.map(|(used, estimate, at)| Entry { used, estimate, second: at.as_secs(), born: self.born });
-        Turn { entry, standing, metrics: Arc::clone(&self.metrics), _place: place }
+        Turn { entry, standing, metrics: Arc::clone(&self.metrics), _held: held }
     }
 
     /// Requests being worked on.
@@ -152,6 +166,7 @@ impl Queue {
         match error {
             QueueError::RateLimited { limit: Limit::Requests, .. } => self.metrics.requests.increment(1),
             QueueError::RateLimited { limit: Limit::Tokens, .. } => self.metrics.tokens.increment(1),
+            QueueError::TooManyAtOnce { .. } => self.metrics.parallel.increment(1),
             QueueError::Full => self.metrics.full.increment(1),
         }
     }
@@ -225,7 +240,7 @@ pub struct Turn {
     entry: Option<Entry>,
     standing: Standing,
     metrics: Arc<Metrics>,
-    _place: OwnedSemaphorePermit,
+    _held: Held,
 }
 
 struct Entry {
@@ -281,6 +296,10 @@ pub enum QueueError {
         standing: Standing,
     },
 
+    /// The next may be let in whenever one of them ends.
+    #[error("the key has {max} requests under way, as many as it may at once")]
+    TooManyAtOnce { max: u32 },
+
     #[error("this node works on as many requests as it may")]
     Full,
 }
@@ -304,6 +323,7 @@ struct Metrics {
     in_flight: Gauge,
     requests: Counter,
     tokens: Counter,
+    parallel: Counter,
     full: Counter,
 }
 
@@ -314,6 +334,7 @@ impl Metrics {
             in_flight: ::metrics::gauge!(metrics::IN_FLIGHT),
             requests: refused("requests"),
             tokens: refused("tokens"),
+            parallel: refused("parallel"),
             full: refused("full"),
         }
     }

@@ -17,6 +17,7 @@
 //! owner changed, what the old one used itself and what others had leave for that have not told the new one yet.
 
 pub mod holding;
+pub mod slots;
 pub mod table;
 
 use std::time::Duration;

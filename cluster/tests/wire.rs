@@ -121,14 +121,27 @@ fn spec() -> impl Strategy<Value = Spec> {
         vec(name(), 0..3),
         of(any::<u32>()),
         of(any::<u64>()),
+        of(any::<u32>()),
         of(text()),
         of(name()),
         vec(name(), 0..3),
         budgets(),
     )
-        .prop_map(|(tenant, models, rpm, tpm, expires, team, roles, budgets)| {
+        .prop_map(|(tenant, models, rpm, tpm, max_parallel, expires, team, roles, budgets)| {
             let hash = Some(format!("b3:{}", "0".repeat(64)));
-            KeySpec { hash, tenant, models, rpm, tpm, expires, team, roles, budgets, ..KeySpec::default() }
+            KeySpec {
+                hash,
+                tenant,
+                models,
+                rpm,
+                tpm,
+                max_parallel,
+                expires,
+                team,
+                roles,
+                budgets,
+                ..KeySpec::default()
+            }
         });
     let limit =
         prop_oneof!["[0-9]{1,5} (tokens|requests)", "\\$[0-9]{1,4}(\\.[0-9]{1,9})?", text()].prop_map(LimitText);

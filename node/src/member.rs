@@ -20,6 +20,7 @@ mod publish;
 mod rates;
 mod reconcile;
 mod secrets;
+mod slots;
 mod status;
 
 pub use control::MemberControl;
@@ -61,6 +62,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use rates::Rates;
+use slots::Slots;
 
 use crate::config::load::Loaded;
 use crate::config::reload::describe;
@@ -105,6 +107,7 @@ struct Inner {
     /// The directory may be a copy of another's.
     adopted: bool,
     rates: Arc<Rates>,
+    slots: Arc<Slots>,
     /// Nanoseconds since boot; 0 before the first time.
     fresh_until: AtomicU64,
     timing: Timing,
@@ -287,6 +290,7 @@ impl Member {
             marks,
             adopted: adopt,
             rates: Arc::new(Rates::new(me).map_err(MemberError::Randomness)?),
+            slots: Arc::new(Slots::new().map_err(MemberError::Randomness)?),
             introduction,
             loaded: Arc::clone(loaded),
             reloaded: Notify::new(),
@@ -541,6 +545,7 @@ impl Member {
             handlers = handlers.with(service, Policy::SameCluster, handler);
         }
         handlers = handlers.with(Service::RATES, Policy::SameCluster, rates::answering(self));
+        handlers = handlers.with(Service::SLOTS, Policy::SameCluster, slots::answering(self));
         handlers = handlers.with(Service::DRAIN, Policy::SameCluster, control::asked_to_drain(self));
         let standing = Arc::clone(&self.0.standing);
         PeerServer::start(listener, trust.clone(), standing, handlers, ServerLimits::default(), &self.0.tasks)

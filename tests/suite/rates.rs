@@ -1,8 +1,13 @@
-//! Limits of requests a minute, seen from outside: the provider's own bill says how many came through all nodes together.
+//! Limits of requests a minute and at once, seen from outside: the provider's own bill says how many came through all
+//! nodes together.
 
 use std::time::Duration;
 
-use harness::{DEADLINE, FakeProvider, LONG, TestCluster, TestClusterBuilder, binary, eventually_within};
+use harness::{
+    Client, DEADLINE, Event, FakeProvider, LONG, Streamed, TestCluster, TestClusterBuilder, TestNode, binary,
+    eventually, eventually_some_within, eventually_within,
+};
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -11,7 +16,8 @@ use crate::cluster::{FAST, question};
 const CONFIG: &str = r#"
 resources_revision: 1
 providers: { openai: { api_key: upstream, base_url: "{provider}/v1" } }
-keys: { web: { secret: the-key-that-every-file-declares-0001, rpm: LIMIT } }
+routes: { kept: { targets: [openai/m], cache: { mode: exact } } }
+keys: { web: { secret: the-key-that-every-file-declares-0001, LIMIT } }
 "#;
 
 const WEB: &str = "the-key-that-every-file-declares-0001";
@@ -19,14 +25,14 @@ const WEB: &str = "the-key-that-every-file-declares-0001";
 /// Counts are over a minute after they were made.
 const MINUTE: Duration = Duration::from_mins(1);
 
-fn builder(provider: &FakeProvider, rpm: u64) -> TestClusterBuilder {
-    let config = CONFIG.replace("LIMIT", &rpm.to_string());
+fn builder(provider: &FakeProvider, limit: &str) -> TestClusterBuilder {
+    let config = CONFIG.replace("LIMIT", limit);
     TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", provider)
 }
 
 /// Once each node sees all of them ready: who owns a limit is the same for all then.
-async fn start(provider: &FakeProvider, rpm: u64) -> TestCluster {
-    let cluster = builder(provider, rpm).start().await;
+async fn start(provider: &FakeProvider, limit: &str) -> TestCluster {
+    let cluster = builder(provider, limit).start().await;
     for number in 0..3 {
         eventually_within(LONG, "it sees all of them ready", async || {
             let status = cluster[number].status().await.unwrap_or_default();
@@ -43,7 +49,7 @@ async fn start(provider: &FakeProvider, rpm: u64) -> TestCluster {
 async fn sixty_a_minute_are_sixty_on_three_nodes() {
     const LIMIT: u64 = 60;
     let provider = FakeProvider::start(binary!()).await;
-    let cluster = start(&provider, LIMIT).await;
+    let cluster = start(&provider, &format!("rpm: {LIMIT}")).await;
     let began = Instant::now();
 
     let mut clients = JoinSet::new();
@@ -87,7 +93,7 @@ async fn sixty_a_minute_are_sixty_on_three_nodes() {
 #[tokio::test]
 async fn two_a_minute_are_two_on_three_nodes() {
     let provider = FakeProvider::start(binary!()).await;
-    let cluster = start(&provider, 2).await;
+    let cluster = start(&provider, "rpm: 2").await;
     let began = Instant::now();
 
     let mut statuses = Vec::new();
@@ -105,7 +111,7 @@ async fn two_a_minute_are_two_on_three_nodes() {
 async fn a_limit_holds_when_a_node_is_killed() {
     const LIMIT: u64 = 60;
     let provider = FakeProvider::start(binary!()).await;
-    let mut cluster = start(&provider, LIMIT).await;
+    let mut cluster = start(&provider, &format!("rpm: {LIMIT}")).await;
     let began = Instant::now();
     for number in 0..30 {
         let client = cluster[number % 3].as_key(WEB).with_deadline(LONG);
@@ -134,4 +140,156 @@ async fn a_limit_holds_when_a_node_is_killed() {
     assert!(passed <= LIMIT + LIMIT / 3, "{passed}");
     // What the dead one had leave for, its owner keeps for a minute.
     assert!(passed >= LIMIT * 2 / 3, "{passed}");
+}
+
+/// The next so many answers stay open until the provider is released.
+async fn hold(provider: &FakeProvider, count: usize) {
+    provider.script(Value::from(vec![json!({ "hold": { "after_tokens": 1 } }); count])).await;
+}
+
+async fn open(client: &Client) -> Streamed {
+    let mut body = question();
+    body["stream"] = true.into();
+    client.stream("/v1/chat/completions", &body).await
+}
+
+/// One that is worked on, once there is a slot for it.
+async fn opens(client: &Client) -> Streamed {
+    eventually_some_within(LONG, "there is a slot", async || {
+        Some(open(client).await).filter(|stream| stream.status == 200)
+    })
+    .await
+}
+
+async fn assert_refused_for_five_at_once(client: &Client) {
+    for path in ["/v1/chat/completions", "/v1/messages"] {
+        let mut body = question();
+        body["max_tokens"] = 9.into();
+        let refused = client.post(path, &body).await;
+        let error = refused.json()["error"].clone();
+        assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{error}");
+        assert!(error["message"].as_str().is_some_and(|said| said.contains("limit of 5 requests at once")), "{error}");
+        if path == "/v1/chat/completions" {
+            assert_eq!(error["code"], "rate_limit_exceeded");
+        }
+    }
+}
+
+/// Five at once on three nodes, wherever they come, and no sixth anywhere. Each that ends lets another one in.
+#[tokio::test]
+async fn five_at_once_are_five_on_three_nodes() {
+    let provider = FakeProvider::start(binary!()).await;
+    let cluster = start(&provider, "max_parallel: 5").await;
+    let clients = [0, 1, 2].map(|number| cluster[number].as_key(WEB).with_deadline(LONG));
+    hold(&provider, 5).await;
+    let mut streams = Vec::new();
+    for number in 0..5 {
+        streams.push(opens(&clients[number % 3]).await);
+    }
+    for client in &clients {
+        assert_refused_for_five_at_once(client).await;
+    }
+    let held: f64 = cluster[0].metrics().await.count("lea_key_slots_in_use", &[]);
+    assert!((held - 2.0).abs() < f64::EPSILON, "{held}");
+
+    provider.release().await;
+    for stream in streams {
+        assert!(stream.rest().await.last().is_some_and(Event::is_done));
+    }
+    hold(&provider, 5).await;
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        streams.push(opens(&clients[2]).await);
+    }
+
+    for client in &clients {
+        assert_refused_for_five_at_once(client).await;
+    }
+    assert_eq!(provider.requests().await.len(), 10, "none that was refused came through");
+}
+
+/// A client that hangs up frees its slot, for whichever node is asked next.
+#[tokio::test]
+async fn who_hangs_up_frees_a_slot_for_another_node() {
+    let provider = FakeProvider::start(binary!()).await;
+    let cluster = start(&provider, "max_parallel: 5").await;
+    let clients = [0, 1, 2].map(|number| cluster[number].as_key(WEB).with_deadline(LONG));
+    hold(&provider, 6).await;
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        streams.push(opens(&clients[1]).await);
+    }
+    assert_refused_for_five_at_once(&clients[2]).await;
+
+    drop(streams.pop());
+
+    streams.push(opens(&clients[2]).await);
+    assert_refused_for_five_at_once(&clients[0]).await;
+    assert_eq!(streams.len(), 5);
+}
+
+/// The node that holds three of five is killed: these three come back, and no more. Who owns the key differs from run to
+/// run.
+async fn slots_of_a_killed_node_come_back(killed: usize) {
+    let provider = FakeProvider::start(binary!()).await;
+    let mut cluster = start(&provider, "max_parallel: 5").await;
+    let clients = [0, 1, 2].map(|number| cluster[number].as_key(WEB).with_deadline(LONG));
+    hold(&provider, 8).await;
+    let (one, other) = ((killed + 1) % 3, (killed + 2) % 3);
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(opens(&clients[killed]).await);
+    }
+    let mut kept = [opens(&clients[one]).await, opens(&clients[other]).await].map(Some);
+    assert_refused_for_five_at_once(&clients[one]).await;
+
+    cluster.kill(killed).await;
+    for number in [one, other, one] {
+        streams.push(opens(&clients[number]).await);
+    }
+
+    for client in [&clients[one], &clients[other]] {
+        assert_refused_for_five_at_once(client).await;
+    }
+    // Those that were there before have gone on.
+    provider.release().await;
+    for stream in kept.iter_mut().filter_map(Option::take) {
+        assert!(stream.rest().await.last().is_some_and(Event::is_done));
+    }
+}
+
+#[tokio::test]
+async fn slots_of_a_killed_node_come_back_from_the_first() {
+    slots_of_a_killed_node_come_back(0).await;
+}
+
+#[tokio::test]
+async fn slots_of_a_killed_node_come_back_from_the_second() {
+    slots_of_a_killed_node_come_back(1).await;
+}
+
+/// Alone a node asks nobody; who goes on one after the other is never refused, and what is cached counts too.
+#[tokio::test]
+async fn one_after_the_other_is_never_refused() {
+    let provider = FakeProvider::start(binary!()).await;
+    let config = CONFIG.replace("LIMIT", "max_parallel: 1");
+    let node = TestNode::builder(binary!()).provider("provider", &provider).config(&config).start().await;
+    let client = node.as_key(WEB);
+    let mut same = question();
+    same["model"] = "kept".into();
+    for _ in 0..20 {
+        assert_eq!(client.post("/v1/chat/completions", &same).await.status, 200);
+        assert!(open(&client).await.rest().await.last().is_some_and(Event::is_done));
+    }
+    hold(&provider, 1).await;
+    let stream = opens(&client).await;
+
+    let refused = client.post("/v1/chat/completions", &same).await;
+    assert_eq!((refused.status, refused.header("x-lea-cache")), (429, None), "{}", refused.text());
+    drop(stream);
+
+    eventually("its slot is free again", async || {
+        client.post("/v1/chat/completions", &same).await.header("x-lea-cache") == Some("HIT")
+    })
+    .await;
 }

@@ -60,6 +60,10 @@ pub enum Failure {
         limit: u64,
         retry_after: Duration,
     },
+    /// As many requests of the key are under way as may be at once.
+    TooManyAtOnce {
+        max: u32,
+    },
     /// The ledger said that less is left of a budget than the request may cost.
     BudgetExceeded {
         budget: String,
@@ -252,7 +256,7 @@ impl Failure {
             Self::BodyBroken => row::BODY_BROKEN,
             Self::ModelNotAllowed { .. } => row::MODEL_NOT_ALLOWED,
             Self::UnknownModel { .. } => row::UNKNOWN_MODEL,
-            Self::RateLimited { .. } => row::RATE_LIMITED,
+            Self::RateLimited { .. } | Self::TooManyAtOnce { .. } => row::RATE_LIMITED,
             Self::BudgetExceeded { .. } | Self::BudgetCrowded { .. } => row::BUDGET,
             Self::Unpriced { .. } => row::UNPRICED,
             Self::Busy => row::BUSY,
@@ -304,6 +308,9 @@ impl Failure {
             }
             Self::RateLimited { what, limit, retry_after } => {
                 format!("over the key's limit of {limit} {what} a minute; try again in {} s", seconds_up(*retry_after))
+            }
+            Self::TooManyAtOnce { max } => {
+                format!("over the key's limit of {max} requests at once; try again when one has ended")
             }
             Self::BudgetExceeded { budget } => words::exceeded(budget),
             Self::BudgetCrowded { budget } => words::crowded(budget),
@@ -388,6 +395,7 @@ impl Failure {
         } else if let Self::Throttled { retry_after, .. } = self {
             Some(retry_after.unwrap_or(Duration::from_secs(1)))
         } else if let Self::Busy
+        | Self::TooManyAtOnce { .. }
         | Self::Overloaded { .. }
         | Self::NoHealthyUpstream { .. }
         | Self::BudgetUnanswered { .. }

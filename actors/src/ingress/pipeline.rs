@@ -281,7 +281,8 @@ impl Gateway {
         record.route = Some(Arc::clone(&route.label));
         record.route_name = Some(Arc::clone(&route.name));
 
-        let limits = Limits { key_id: principal.key.id, rpm: principal.key.rpm, tpm: principal.key.tpm };
+        let key = &principal.key;
+        let limits = Limits { key_id: key.id, rpm: key.rpm, tpm: key.tpm, max_parallel: key.max_parallel };
         let turn =
             self.queue.enter(&limits, tokens::input_estimate(&request), clock::now()).await.map_err(|error| {
                 if let QueueError::RateLimited { standing, .. } = &error {
@@ -545,6 +546,7 @@ fn queue_failure(error: &QueueError) -> Failure {
             };
             Failure::RateLimited { what, limit: level.map_or(0, |level| level.limit), retry_after: *retry_after }
         }
+        QueueError::TooManyAtOnce { max } => Failure::TooManyAtOnce { max: *max },
         QueueError::Full => Failure::Busy,
     }
 }

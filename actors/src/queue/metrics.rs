@@ -4,6 +4,7 @@ use crate::metrics::{Described, Kind};
 use metrics::Unit;
 
 pub const IN_FLIGHT: &str = "lea_requests_in_flight";
+pub const SLOTS_IN_USE: &str = "lea_key_slots_in_use";
 pub const REFUSED: &str = "lea_queue_refused_total";
 
 pub const METRICS: &[Described] = &[
@@ -15,10 +16,18 @@ pub const METRICS: &[Described] = &[
         help: "Requests that hold a turn now.",
     },
     Described {
+        name: SLOTS_IN_USE,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Requests here that hold one of their key's `max_parallel`.",
+    },
+    Described {
         name: REFUSED,
         kind: Kind::Counter,
         unit: Unit::Count,
         labels: &["reason"],
-        help: "Requests that got no turn: the key's `requests` or `tokens` a minute were used up, or the node was `full`.",
+        help: "Requests that got no turn: the key's `requests` or `tokens` a minute were used up, as many of it were under way in \
+               `parallel` as may be, or the node was `full`.",
     },
 ];

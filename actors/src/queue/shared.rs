@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use cluster::clock;
 use cluster::limits::holding::{Holding, Lack};
+use cluster::limits::slots::{Lent, Told};
 use cluster::limits::{ASK_WITHIN, Answer, LimitId, Report, Share, Unit};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -14,10 +15,10 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::window::Window;
-use super::{Level, Limit, Limits, Queue, QueueError, Standing, Turn, Used, whole_seconds};
+use super::{Held, Level, Limit, Limits, Queue, QueueError, Standing, Turn, Used, whole_seconds};
 
 /// How long a request waits at most for what others have leave for and do not use.
-const WAIT_MAX: Duration = Duration::from_millis(800);
+pub(super) const WAIT_MAX: Duration = Duration::from_millis(800);
 
 /// Requests of one key that wait, as a part of all that are worked on: they hold their places meanwhile. More are refused.
 const WAITING_PART: usize = 4;
@@ -29,6 +30,9 @@ const RETRY_AFTER_MAX: Duration = super::window::SPAN;
 pub trait Owners: Send + Sync + 'static {
     /// Reports of one key, to the owner of it. `None` where nobody answers.
     fn ask(&self, key: u64, reports: Vec<Report>) -> BoxFuture<'static, Option<Answer>>;
+
+    /// What is told of a key's slots, to the owner of it. `None` where nobody answers.
+    fn ask_slots(&self, told: Told) -> BoxFuture<'static, Option<Lent>>;
 
     /// This node's even part of a limit, for when nobody answers.
     fn part(&self, key: u64, per_minute: u64) -> u64;
@@ -80,14 +84,19 @@ impl Queue {
         let _again = self.owners.set(owners);
     }
 
+    /// Requests of one key that may wait.
+    pub(super) fn waiting_max(&self) -> usize {
+        self.places_max.div_ceil(WAITING_PART)
+    }
+
     pub(super) async fn enter_shared(
         &self,
         owners: &dyn Owners,
         limits: &Limits,
         tokens: u64,
         now: Instant,
+        held: Held,
     ) -> Result<Turn, QueueError> {
-        let place = self.place()?;
         let now = self.time(now);
         let used = self.used(limits.key_id, now);
         let wish = Wish::new(limits, tokens, owners);
@@ -102,7 +111,7 @@ impl Queue {
             Err(Lack::Ask | Lack::Later(_)) => Box::pin(self.ask(owners, &used, &wish, now)).await,
         };
         let (standing, now) = entered.inspect_err(|error| self.count(error))?;
-        Ok(self.turn(Some((used, wish.tokens.map_or(0, |tokens| tokens.amount), now)), standing, place))
+        Ok(self.turn(Some((used, wish.tokens.map_or(0, |tokens| tokens.amount), now)), standing, held))
     }
 
     async fn ask(
@@ -115,7 +124,7 @@ impl Queue {
         let give_up = since + WAIT_MAX;
         let answered = {
             let mut used = used.lock();
-            if used.asked.waiting >= self.places_max.div_ceil(WAITING_PART) {
+            if used.asked.waiting >= self.waiting_max() {
                 return Err(used.refusal(wish, since));
             }
             used.asked.waiting += 1;

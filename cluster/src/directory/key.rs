@@ -8,7 +8,6 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::available::Later;
 use super::pattern::{ModelFilter, Pattern};
 use super::problems::Problems;
 use super::secret::SecretRef;
@@ -41,6 +40,10 @@ pub struct KeySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpm: Option<u64>,
 
+    /// Requests of it that are worked on at once, streams included, on all nodes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_parallel: Option<u32>,
+
     /// From when on it is refused: a date (`2027-01-01`, meaning 00:00 UTC) or a time (`2027-01-01T08:00:00Z`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
@@ -57,9 +60,6 @@ pub struct KeySpec {
     /// Names of `budgets` that all its calls must fit in. At most 8.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<String>,
-    #[serde(skip_serializing)]
-    #[schemars(skip)]
-    pub max_parallel: Later,
 }
 
 /// Characters a key's text must have: fewer could be guessed.
@@ -74,11 +74,11 @@ impl Default for KeySpec {
             models: Vec::new(),
             rpm: None,
             tpm: None,
+            max_parallel: None,
             expires: None,
             team: None,
             roles: Vec::new(),
             budgets: Vec::new(),
-            max_parallel: Later::default(),
         }
     }
 }
@@ -112,6 +112,9 @@ impl KeySpec {
         if self.tpm == Some(0) {
             problems.add("tpm", "is 0; leave it out for no limit, or remove the key to refuse it");
         }
+        if self.max_parallel == Some(0) {
+            problems.add("max_parallel", "is 0; leave it out for no limit, or remove the key to refuse it");
+        }
         if let Some(expires) = &self.expires
             && parse_expiry(expires).is_none()
         {
@@ -125,7 +128,6 @@ impl KeySpec {
                 }
             }
         });
-        self.max_parallel.check("max_parallel", problems);
     }
 }
 
@@ -222,6 +224,7 @@ pub struct Key {
     pub models: ModelFilter,
     pub rpm: Option<u32>,
     pub tpm: Option<u64>,
+    pub max_parallel: Option<u32>,
     pub budgets: Box<[Box<str>]>,
     /// Since 1970; from then on it is refused.
     pub expires_at: Option<Duration>,
@@ -239,6 +242,7 @@ impl Key {
             models: ModelFilter::new(spec.models.iter().filter_map(|text| Pattern::parse(text).ok())),
             rpm: spec.rpm,
             tpm: spec.tpm,
+            max_parallel: spec.max_parallel,
             budgets: spec.budgets.iter().map(|budget| budget.as_str().into()).collect(),
             expires_at: spec.expires.as_deref().and_then(parse_expiry),
             id: first_word(&KeyHash::of(name).0),

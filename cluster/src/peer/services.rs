@@ -24,4 +24,6 @@ impl Service {
     pub const DRAIN: Self = Self(11);
     /// What the asking node used and wants of limits that the asked one owns.
     pub const RATES: Self = Self(12);
+    /// What the asking node uses and wants of slots that the asked one lends.
+    pub const SLOTS: Self = Self(13);
 }

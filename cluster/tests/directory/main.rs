@@ -130,7 +130,7 @@ providers:
 routes:
   support: { targets: [openai/gpt-4o-mini], strategy: least_cost, cache: { mode: semantic, share: team }, guards: [pii] }
 keys:
-  web: { secret: "${WEB_KEY}", max_parallel: 3 }
+  web: { secret: "${WEB_KEY}" }
 "#,
     );
     assert_eq!(
@@ -140,7 +140,6 @@ keys:
             "routes.support.cache.mode: `mode: semantic` is not available in this version",
             "routes.support.cache.share: `share: team` is not available in this version",
             "routes.support.guards: `guards` is not available in this version",
-            "keys.web.max_parallel: `max_parallel` is not available in this version",
         ]
     );
 }
@@ -239,7 +238,7 @@ tenants:
 keys:
   none: {}
   both: { secret: "tooshort", hash: "b3:12", tenant: acne }
-  wrong: { hash: nothex, rpm: 0, tpm: 0, expires: tomorrow, models: [emty, "opnai/*", "*x", no-such] }
+  wrong: { hash: nothex, rpm: 0, tpm: 0, max_parallel: 0, expires: tomorrow, models: [emty, "opnai/*", "*x", no-such] }
 "#,
     );
     let wanted = [
@@ -284,6 +283,7 @@ keys:
         "keys.wrong.models.2: `*x` has a star",
         "keys.wrong.rpm: is 0",
         "keys.wrong.tpm: is 0",
+        "keys.wrong.max_parallel: is 0",
         "keys.wrong.expires: `tomorrow` is neither",
         "keys.wrong.models.0: there is no route or model of one provider `emty`; did you mean `empty`?",
         "keys.wrong.models.1: there is no provider or route `opnai`; did you mean `openai`?",
@@ -458,7 +458,7 @@ fn resources_are_written_as_they_are_read() {
 fn the_schema_describes_every_field_that_exists_and_none_that_does_not() {
     let schema = serde_json::to_value(schemars::schema_for!(Resources)).unwrap();
     let text = schema.to_string();
-    assert!(!text.contains("max_parallel") && !text.contains("semantic"));
+    assert!(!text.contains("semantic"));
     for (name, definition) in schema["$defs"].as_object().unwrap() {
         let properties = definition["properties"].as_object().into_iter().flatten();
         for (field, described) in properties {

@@ -226,6 +226,9 @@ pub struct CreateArgs {
     /// Tokens within any 60 seconds.
     #[arg(long)]
     pub tpm: Option<u64>,
+    /// Requests at once.
+    #[arg(long)]
+    pub max_parallel: Option<u32>,
     /// From when on it is refused: `2027-01-01` or `2027-01-01T08:00:00Z`.
     #[arg(long)]
     pub expires: Option<String>,
@@ -494,7 +497,9 @@ impl CreateArgs {
                 spec.insert(field.to_owned(), json!(list));
             }
         }
-        for (field, number) in [("rpm", self.rpm.map(u64::from)), ("tpm", self.tpm)] {
+        let numbers =
+            [("rpm", self.rpm.map(u64::from)), ("tpm", self.tpm), ("max_parallel", self.max_parallel.map(u64::from))];
+        for (field, number) in numbers {
             if let Some(number) = number {
                 spec.insert(field.to_owned(), number.into());
             }

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cluster::clock;
 use cluster::id::NodeId;
+use cluster::limits::slots::{Lent, Told};
 use cluster::limits::table::Table;
 use cluster::limits::{ASK_WITHIN, Answer, FRAME_EVERY, Frame, REPORTS_MAX, Report, View};
 use cluster::peer::frame::{from_bytes, to_bytes};
@@ -21,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
+use super::slots::{self, Slots};
 use super::{Inner, Member};
 use crate::config::reload::describe;
 
@@ -100,6 +102,7 @@ impl Handler for Answering {
 /// Reaches owners from this node. Does not keep it alive.
 struct FromHere {
     rates: Arc<Rates>,
+    slots: Arc<Slots>,
     inner: std::sync::Weak<Inner>,
 }
 
@@ -116,6 +119,11 @@ impl Owners for FromHere {
         async move { told(call(&inner, owner, &frame, ASK_WITHIN).await, owner) }.boxed()
     }
 
+    fn ask_slots(&self, told: Told) -> BoxFuture<'static, Option<Lent>> {
+        let (slots, inner) = (Arc::clone(&self.slots), std::sync::Weak::clone(&self.inner));
+        async move { slots.ask(inner, told).await }.boxed()
+    }
+
     fn part(&self, key: u64, per_minute: u64) -> u64 {
         self.rates.view.load().part(key, per_minute)
     }
@@ -123,8 +131,9 @@ impl Owners for FromHere {
 
 /// From now on the limits of this node's keys are those of all nodes.
 pub fn share(member: &Member, gateway: Arc<Gateway>) {
-    let (rates, inner) = (Arc::clone(&member.0.rates), Arc::downgrade(&member.0));
-    gateway.queue.share(Arc::new(FromHere { rates, inner }));
+    let (rates, slots, inner) = (Arc::clone(&member.0.rates), Arc::clone(&member.0.slots), Arc::downgrade(&member.0));
+    gateway.queue.share(Arc::new(FromHere { rates, slots, inner }));
+    member.0.tasks.spawn("slots", slots::tell(Arc::clone(&member.0), Arc::clone(&gateway)));
     member.0.tasks.spawn("rates", tell(Arc::clone(&member.0), gateway));
 }
 
@@ -170,7 +179,7 @@ fn told(answer: Result<Answer, CallError>, owner: NodeId) -> Option<Answer> {
 }
 
 /// Who is there, by gossip; who votes counts as there.
-fn view(inner: &Inner) -> View {
+pub(super) fn view(inner: &Inner) -> View {
     let me = inner.introduction.me;
     let voters = inner.consensus.metrics().borrow().membership_config.voter_ids().count();
     let (ready, alive) = match inner.gossip.get() {

@@ -40,6 +40,10 @@ impl Owners for From {
         std::future::ready(answer).boxed()
     }
 
+    fn ask_slots(&self, _told: Told) -> BoxFuture<'static, Option<Lent>> {
+        std::future::ready(None).boxed()
+    }
+
     fn part(&self, key: u64, per_minute: u64) -> u64 {
         self.view.part(key, per_minute)
     }
@@ -86,7 +90,7 @@ fn owner() -> Arc<Owner> {
 }
 
 fn limits(rpm: Option<u32>, tpm: Option<u64>) -> Limits {
-    Limits { key_id: 7, rpm, tpm }
+    Limits { key_id: 7, rpm, tpm, max_parallel: None }
 }
 
 async fn passes(queue: &Queue, limits: &Limits, tokens: u64) -> bool {
@@ -215,7 +219,7 @@ async fn requests_of_one_key_that_wait_leave_places_for_others() {
     let all = (0..990).map(|_| passes(&nodes[0], &limits, 0));
     let other = async {
         tokio::task::yield_now().await;
-        let known = Limits { key_id: 8, rpm: None, tpm: None };
+        let known = Limits { key_id: 8, rpm: None, tpm: None, max_parallel: None };
         (nodes[0].in_flight(), nodes[0].enter(&known, 0, clock::now()).await.is_ok())
     };
 
