@@ -249,13 +249,7 @@ impl Member {
         standing.on_newer_self(|newer| end_as_old_self(newer));
         let book = AddressBook::new();
         let trust = if shared { Some(trust(&config, &key)?.live()) } else { None };
-        let transport: Arc<dyn Transport> = match &trust {
-            Some(trust) => {
-                let limits = ClientLimits::default();
-                Arc::new(PeerClient::new(trust.clone(), Arc::clone(&standing), book.clone(), limits, &tasks))
-            }
-            None => Arc::new(Nobody),
-        };
+        let transport = transport(trust.as_ref(), &standing, &book, &tasks);
         let sockets = if shared { Some(Sockets::bind(&config).await?) } else { None };
         let introduction = introduction(&config, me, sockets.as_ref());
         let bootstrap = Bootstrap::open(introduction.clone(), data.cells())?;
@@ -606,6 +600,22 @@ impl Sockets {
             peer: TcpListener::bind(listen.peer).await.map_err(failed(PEER, listen.peer))?,
             gossip: UdpSocket::bind(listen.gossip).await.map_err(failed(GOSSIP, listen.gossip))?,
         })
+    }
+}
+
+/// How other nodes are called; a node alone knows none.
+fn transport(
+    trust: Option<&LiveTrust>,
+    standing: &Arc<Standing>,
+    book: &AddressBook,
+    tasks: &Tasks,
+) -> Arc<dyn Transport> {
+    match trust {
+        Some(trust) => {
+            let limits = ClientLimits::default();
+            Arc::new(PeerClient::new(trust.clone(), Arc::clone(standing), book.clone(), limits, tasks))
+        }
+        None => Arc::new(Nobody),
     }
 }
 
