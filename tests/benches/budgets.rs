@@ -276,7 +276,9 @@ fn recorded() -> Option<Vec<Call>> {
     };
     let mut calls: Vec<Call> = text.lines().skip(1).map(|line| call(line).unwrap()).collect();
     let first = calls.first()?.at;
-    calls.iter_mut().for_each(|call| call.at -= first);
+    for call in &mut calls {
+        call.at -= first;
+    }
     Some(calls)
 }
 

@@ -228,8 +228,8 @@ async fn each_end_user_has_a_limit_of_his_own() {
     .await;
     assert_eq!((&of["each"], &of["end_users"], &of["limit"]), (&json!("end_user"), &json!(3), &json!(3)), "{of}");
     assert_eq!(of["remaining_high"], 0, "who has the least: {of}");
-    let carl = operator.get(&format!("{STANDING}?end_user=carl")).await.json();
-    assert_eq!((&carl["settled"], &carl["remaining_high"]), (&json!(1), &json!(2)), "{carl}");
+    let third = operator.get(&format!("{STANDING}?end_user=carl")).await.json();
+    assert_eq!((&third["settled"], &third["remaining_high"]), (&json!(1), &json!(2)), "{third}");
     assert_eq!(provider.settled().await.total.requests, 10);
 }
 
