@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::random::Random;
 use crate::world::simulated::World;
 
+/// So long a kill waits for a call to be sent.
+const BILL_MAX: Duration = Duration::from_secs(2);
+
 /// One harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Harm {
@@ -70,7 +73,7 @@ pub async fn strike(world: &mut World, random: &mut Random) -> Harm {
     let ids: Vec<_> = world.nodes.iter().map(|node| node.id).collect();
     match harm {
         Harm::Kill | Harm::PowerCut => {
-            if let Some(victim) = anyone(world, random) {
+            if let Some(victim) = just_billed(world, random).await.or_else(|| anyone(world, random)) {
                 world.crash(victim, harm == Harm::PowerCut).await;
             }
         }
@@ -120,6 +123,17 @@ pub async fn strike(world: &mut World, random: &mut Random) -> Harm {
         Harm::Heal => heal(world).await,
     }
     harm
+}
+
+/// Mostly whoever has just sent his first call of a window, right after it: what he wrote down before counts now.
+async fn just_billed(world: &World, random: &mut Random) -> Option<usize> {
+    if random.percent(25) {
+        return None;
+    }
+    let mut newly = world.bills.lock().newly();
+    tokio::time::timeout(BILL_MAX, newly.changed()).await.ok()?.ok()?;
+    let life = *newly.borrow();
+    (0..world.nodes.len()).find(|number| life.is_some() && world.incarnation(*number) == life)
 }
 
 fn anyone(world: &World, random: &mut Random) -> Option<usize> {

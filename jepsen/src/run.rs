@@ -56,7 +56,7 @@ pub struct Verdict {
 const CLIENTS: usize = 4;
 
 /// Clients that spend.
-const SPENDERS: usize = 10;
+const SPENDERS: usize = 8;
 
 /// Between two looks at whether a revoked key is served.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -243,9 +243,14 @@ impl Play {
         (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
         match settled {
             Some((keys, revoked)) => verdict.broken = durable::check(&self.history.events(), &keys, &revoked),
-            None => verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}")),
+            None => {
+                verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}"));
+                verdict.broken.extend((0..world.nodes.len()).map(|number| world.words(number)));
+            }
         }
-        verdict.broken.extend(spending::end(&world, &mut random).await);
+        if verdict.broken.is_empty() {
+            verdict.broken = spending::end(&world, &mut random).await;
+        }
         let hung = self.history.events().into_iter().filter(|event| event.words == HUNG).count();
         verdict.broken.extend((hung > 0).then(|| format!("{hung} reserves did not return")));
         drop(world);

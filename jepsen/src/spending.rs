@@ -88,15 +88,16 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
     };
     let parts: Vec<Part> = budgets.iter().zip(places).map(part).collect();
     let demands: Arc<[Demand]> = parts.iter().map(|part| part.demand).collect();
-    let patience = match random.below(4) {
-        0 => Patience::all(random.milliseconds(0..500)),
-        1 => Patience::or_less(DOUBT_MAX),
-        _ => Patience::all(DOUBT_MAX),
+    // Who can do with less is refused where others stand before him, too: that is no word of the ledger.
+    let (patience, is_word) = match random.below(4) {
+        0 => (Patience::all(random.milliseconds(0..500)), true),
+        1 => (Patience::or_less(DOUBT_MAX), false),
+        _ => (Patience::all(DOUBT_MAX), true),
     };
     let reserve = life.escrow.reserve(demands, patience, until);
     let hold = match timeout(RESERVE_MAX, reserve).await {
         Ok(Ok(hold)) => hold,
-        Ok(Err(error)) => return (refused(&error, bills, since), error.to_string()),
+        Ok(Err(error)) => return (refused(&error, bills, is_word.then_some(since)), error.to_string()),
         Err(_elapsed) => return (Outcome::Info, HUNG.to_owned()),
     };
     if random.percent(20) {
@@ -150,11 +151,14 @@ async fn dispatch(
     (Outcome::Ok, format!("billed {amounts:?}, settled {used:?}"))
 }
 
-fn refused(error: &NotReserved, bills: &Arc<Mutex<Bills>>, since: u64) -> Outcome {
+/// `since`: when it began to ask, where only the ledger may have refused it.
+fn refused(error: &NotReserved, bills: &Arc<Mutex<Bills>>, since: Option<u64>) -> Outcome {
     let mut bills = bills.lock();
     match error {
-        NotReserved::Refused(Refused::Exceeded { place, amount, .. }) => {
-            bills.refused(*place, *amount, since);
+        NotReserved::Refused(Refused::Exceeded { place, amount, standing }) => {
+            if let Some(since) = since {
+                bills.refused(*place, *amount, since, standing);
+            }
             Outcome::Fail
         }
         NotReserved::Refused(Refused::Over { place }) => {
@@ -230,6 +234,17 @@ pub async fn end(world: &World, random: &mut Random) -> Vec<String> {
     futures_util::future::join_all(spends).await.into_iter().flatten().collect()
 }
 
+/// Returns once this node has all that was decided before.
+async fn fresh(life: &Life) {
+    loop {
+        if let Ok(index) = life.consensus.read_index(CHANGE_WITHIN).await {
+            // It ends with the node.
+            let _ended = life.consensus.progress().wait_for(|progress| progress.has(index)).await.is_err();
+            return;
+        }
+    }
+}
+
 /// Spends what is left of a budget at two nodes, and asks a third for more.
 async fn empty(world: &World, kept: Kept, mut random: Random) -> Option<String> {
     let mut last = String::new();
@@ -251,6 +266,9 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
     let mut lives = Vec::new();
     for _ in 0..3 {
         lives.extend(world.life(random.below(world.nodes.len())));
+    }
+    for life in &lives {
+        fresh(life).await;
     }
     let left = lives.first().and_then(|life| {
         life.consensus.read(|register| {
@@ -278,6 +296,7 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
             }
             Err(error @ NotReserved::Refused(Refused::Exceeded { .. })) if amount < left || left == 0 => {
                 // The last one asks for what is not there.
+                fresh(life).await;
                 let at_end = life.consensus.read(|register| {
                     let window = register.accounts().window(place)?;
                     Some((window.book.limit(), window.book.used() + window.book.burned()))

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Accounts, Place, Window};
-use cluster::ledger::book::Stage;
+use cluster::ledger::book::{Stage, Standing};
 use cluster::ledger::invariants::{within_budget, within_limit};
+use tokio::sync::watch;
 
 /// What really happened, since what never did was never tested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,7 +75,7 @@ struct Seen {
     current: bool,
     /// What each life holds.
     lines: BTreeMap<Incarnation, u64>,
-    /// From an entry on: what at least was free then, and from when it had been applied until the next.
+    /// By entries: what at least was free for anyone while it was applied, and from then on until the next.
     free: Vec<(u64, u64, u64)>,
     settled: BTreeSet<Incarnation>,
 }
@@ -87,6 +88,8 @@ pub struct Bills {
     places: BTreeMap<Place, Seen>,
     broken: Vec<String>,
     pub coverage: Coverage,
+    /// The life that was billed for the first time of a window.
+    newly: watch::Sender<Option<Incarnation>>,
 }
 
 impl Bills {
@@ -97,6 +100,11 @@ impl Bills {
     /// The last entry that anyone has applied.
     pub fn applied_to(&self) -> u64 {
         self.applied
+    }
+
+    /// Changes when a life is billed for the first time of a window: of what it holds there nothing was proved before.
+    pub fn newly(&self) -> watch::Receiver<Option<Incarnation>> {
+        self.newly.subscribe()
     }
 
     /// A node has applied an entry. Only the first of them is listened to.
@@ -136,6 +144,9 @@ impl Bills {
     /// A call is dispatched, now: the provider may bill up to `bound`, and bills `bill`.
     pub fn billed(&mut self, place: Place, life: Incarnation, bound: u64, bill: u64) {
         self.coverage.calls += 1;
+        if !self.lines.contains_key(&(place, life)) {
+            self.newly.send_replace(Some(life));
+        }
         let spent = self.lines.entry((place, life)).or_default();
         spent.billed += bill;
         spent.liable += bound;
@@ -159,12 +170,13 @@ impl Bills {
     }
 
     /// An attempt that began when entry `since` was the last one anyone had applied was told that too little is left.
-    pub fn refused(&mut self, place: Place, amount: u64, since: u64) {
+    pub fn refused(&mut self, place: Place, amount: u64, since: u64, told: &Standing) {
         self.coverage.refused += 1;
         let Some(seen) = self.places.get(&place) else { return };
         let least = seen.least_free(since);
         if least >= amount {
-            let why = format!("{amount} were refused, and {least} were free all the time since entry {since}");
+            let why =
+                format!("{amount} were refused, and {least} were free all the time since entry {since}; told {told:?}");
             self.broken.push(format!("{place:?}: {why}"));
         }
     }
@@ -231,7 +243,10 @@ impl Seen {
         // Several commands may be one entry: between them no more was held than before and what they grant.
         let between = self.held.saturating_add(granted.saturating_sub(self.granted));
         let lowest = self.limit.min(limit).saturating_sub(between);
-        self.free.push((index, lowest, limit.saturating_sub(held)));
+        let free = limit.saturating_sub(held);
+        // Who waits for more than there is stands before others, who may be refused when they lose patience.
+        let waits = book.lines().any(|(_, line)| line.stage == Stage::Open && line.least > line.granted + free);
+        self.free.push(if waits { (index, 0, 0) } else { (index, lowest, free) });
         coverage.raised += u64::from(limit > self.limit);
         coverage.lowered += u64::from(limit < self.limit);
         for (life, line) in book.lines().filter(|(_, line)| line.stage == Stage::Settled) {
@@ -348,15 +363,15 @@ mod tests {
     #[test]
     fn a_refusal_is_believed_only_where_that_much_was_not_free_all_the_time() {
         let mut world = World::new();
-        world.bills.refused(world.place, 5, world.index);
+        world.bills.refused(world.place, 5, world.index, &Standing::default());
         assert_eq!(world.broken(), 0, "four are free");
-        world.bills.refused(world.place, 4, world.index);
+        world.bills.refused(world.place, 4, world.index, &Standing::default());
         assert_eq!(world.broken(), 1);
 
         let since = world.index;
         world.say(Statement { wants: 10, ..Statement::default() });
         world.say(Statement { returned: 10, ..Statement::default() });
-        world.bills.refused(world.place, 4, since);
+        world.bills.refused(world.place, 4, since, &Standing::default());
         assert_eq!(world.broken(), 1, "there was a moment when nothing was free");
     }
 

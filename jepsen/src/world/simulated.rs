@@ -261,6 +261,13 @@ impl World {
         self.nodes.iter().position(|node| node.id == leader)
     }
 
+    /// What Raft says of a node.
+    pub fn words(&self, number: usize) -> String {
+        let Some(life) = self.life(number) else { return format!("node {number} is down") };
+        format!("node {number}: {}", life.consensus.metrics().borrow().clone())
+            + &format!(" {:?}", life.consensus.metrics().borrow().running_state)
+    }
+
     /// The life that a node lives, once it takes calls.
     pub fn incarnation(&self, number: usize) -> Option<Incarnation> {
         self.life(number).filter(Life::serves).map(|life| life.consensus.incarnation())
@@ -289,13 +296,20 @@ async fn begin(
     let words = |error: &dyn std::error::Error| error.to_string();
     let disk = node.medium.disk();
     let folder = |name: &str| disk.within(name).map_err(|error| words(&error));
-    let fatal: storage::fatal::OnFatal = Arc::new(|_reason| {});
     let tasks = Tasks::new();
 
     let (pause, state) = (Pause::default(), Arc::<State>::default());
+    let (id, whose, found) = (node.id, Arc::clone(&state), Arc::clone(agreement));
+    // The disk of a life that has ended fails, and only that.
+    let fatal: storage::fatal::OnFatal = Arc::new(move |reason| {
+        if !whose.ended.load(Ordering::Relaxed) {
+            found.broken.lock().push(format!("node {id} gave up: {reason}"));
+        }
+    });
     let run = |name, part: BoxFuture<'static, ()>| tasks.spawn(name, pause.clone().hold(part));
     let mut open = |name: &str| {
-        let (log, syncing) = open_log(folder(name)?, &fatal, random.fork())?;
+        let slow_percent = if name == "marks" { 15 } else { 0 };
+        let (log, syncing) = open_log(folder(name)?, &fatal, slow_percent, random.fork())?;
         run("disk", syncing);
         Ok::<Log, String>(log)
     };
@@ -336,11 +350,12 @@ async fn begin(
     Ok(life)
 }
 
-/// A log on the simulated disk, and what syncs it.
+/// A log on the simulated disk, and what syncs it: some of it slowly.
 fn open_log(
     disk: Arc<dyn Disk>,
     fatal: &storage::fatal::OnFatal,
-    mut slow: Random,
+    slow_percent: u32,
+    mut random: Random,
 ) -> Result<(Log, BoxFuture<'static, ()>), String> {
     let wake = Arc::new(Notify::new());
     let waker = Arc::clone(&wake);
@@ -359,7 +374,8 @@ fn open_log(
     let syncing = async move {
         loop {
             wake.notified().await;
-            tokio::time::sleep(slow.milliseconds(0..5)).await;
+            let slow = random.percent(slow_percent);
+            tokio::time::sleep(random.milliseconds(if slow { 50..400 } else { 0..5 })).await;
             while synced.commit_queued() {}
         }
     };
