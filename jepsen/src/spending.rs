@@ -278,7 +278,7 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
         })
     });
     let Some((place, left)) = left else { return Ok(false) };
-    for (life, amount) in lives.iter().zip([left / 2, left - left / 2, 1]) {
+    for (life, (amount, fits)) in lives.iter().zip([(left / 2, true), (left - left / 2, true), (1, false)]) {
         if amount == 0 {
             continue;
         }
@@ -294,7 +294,7 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
                 drop(bills);
                 hold.settle(&[amount]);
             }
-            Err(error @ NotReserved::Refused(Refused::Exceeded { .. })) if amount < left || left == 0 => {
+            Err(error @ NotReserved::Refused(Refused::Exceeded { .. })) if !fits => {
                 // The last one asks for what is not there.
                 fresh(life).await;
                 let at_end = life.consensus.read(|register| {
