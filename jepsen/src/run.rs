@@ -241,12 +241,11 @@ impl Play {
         };
         let harm = world.network.harm();
         (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
-        match settled {
-            Some((keys, revoked)) => verdict.broken = durable::check(&self.history.events(), &keys, &revoked),
-            None => {
-                verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}"));
-                verdict.broken.extend((0..world.nodes.len()).map(|number| world.words(number)));
-            }
+        if let Some((keys, revoked)) = settled {
+            verdict.broken = durable::check(&self.history.events(), &keys, &revoked);
+        } else {
+            verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}"));
+            verdict.broken.extend((0..world.nodes.len()).map(|number| world.words(number)));
         }
         if verdict.broken.is_empty() {
             verdict.broken = spending::end(&world, &mut random).await;

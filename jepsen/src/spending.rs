@@ -247,7 +247,6 @@ async fn fresh(life: &Life) {
 
 /// Spends what is left of a budget at two nodes, and asks a third for more.
 async fn empty(world: &World, kept: Kept, mut random: Random) -> Option<String> {
-    let mut last = String::new();
     for _ in 0..TRIES {
         match empty_now(world, kept, &mut random).await {
             Ok(emptied) => {
@@ -257,9 +256,8 @@ async fn empty(world: &World, kept: Kept, mut random: Random) -> Option<String> 
             Err((NotReserved::Refused(Refused::Over { .. }), _)) => {}
             Err((error, what)) => return Some(format!("{}: {what}: {error}", kept.name)),
         }
-        last = "its window ended again and again".to_owned();
     }
-    Some(format!("{}: {last}", kept.name))
+    Some(format!("{}: its window ended again and again", kept.name))
 }
 
 async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<bool, (NotReserved, String)> {

@@ -3,6 +3,7 @@
 //! [`Bills`] stands outside of the world. It is told of each call that is dispatched, and looks at the accounts after each
 //! entry, as whichever node applies that first has them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::id::Incarnation;
@@ -117,10 +118,10 @@ impl Bills {
         for (budget, account) in accounts.iter() {
             for (window, now) in account.windows() {
                 let place = Place { budget, window };
-                if !self.places.contains_key(&place) {
+                if let Entry::Vacant(entry) = self.places.entry(place) {
                     let limit = now.book.limit();
                     let free = vec![(0, limit, limit)];
-                    self.places.insert(place, Seen { limit, most: limit, current: true, free, ..Seen::default() });
+                    entry.insert(Seen { limit, most: limit, current: true, free, ..Seen::default() });
                     self.coverage.rolls += u64::from(window > 0);
                     self.coverage.made += u64::from(window == 0);
                 }

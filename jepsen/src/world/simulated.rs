@@ -257,7 +257,7 @@ impl World {
 
     /// Who leads, as any of the others says.
     pub fn leader(&self) -> Option<usize> {
-        let leader = self.nodes.iter().filter_map(|node| node.life.as_ref()?.consensus.leader()).last()?;
+        let leader = self.nodes.iter().filter_map(|node| node.life.as_ref()?.consensus.leader()).next_back()?;
         self.nodes.iter().position(|node| node.id == leader)
     }
 
