@@ -7,6 +7,7 @@ pub mod cap;
 pub mod escrow;
 pub mod held;
 pub mod metrics;
+pub mod shared;
 
 use ::metrics::Counter;
 use cluster::directory::budget::Budget;

@@ -472,7 +472,7 @@ fn after_death(deaths: &mut VecDeque<Instant>, now: Instant, policy: &RestartPol
 }
 
 /// An error and its causes in one line, for a log field.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

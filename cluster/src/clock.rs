@@ -1,5 +1,7 @@
 //! Where time enters. Everything below and beside takes `now` as an argument.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -23,14 +25,31 @@ pub fn since_boot() -> Duration {
 }
 
 /// The clock of one node. Simulated, it is the paused time of the runtime, and the wall clock may be wrong.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Clock {
     Real,
-    Simulated {
-        start: tokio::time::Instant,
-        /// What the wall clock says at `start`.
-        wall: Duration,
-    },
+    Simulated { start: tokio::time::Instant, wall: Wall },
+}
+
+/// What a simulated wall clock says at the start; it may be put forward and back. Clones are the same clock.
+#[derive(Clone, Debug)]
+pub struct Wall(Arc<AtomicU64>);
+
+impl Wall {
+    /// To the millisecond.
+    pub fn new(at_start: Duration) -> Self {
+        let wall = Self(Arc::default());
+        wall.put(at_start);
+        wall
+    }
+
+    pub fn at_start(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    pub fn put(&self, at_start: Duration) {
+        self.0.store(u64::try_from(at_start.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }
 
 impl Clock {
@@ -47,7 +66,7 @@ impl Clock {
     pub fn wall(&self) -> Duration {
         match self {
             Self::Real => since_epoch(),
-            Self::Simulated { start, wall } => *wall + start.elapsed(),
+            Self::Simulated { start, wall } => wall.at_start() + start.elapsed(),
         }
     }
 }
@@ -66,12 +85,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_simulated_clock_follows_the_runtime() {
-        let clock = Clock::Simulated { start: tokio::time::Instant::now(), wall: Duration::from_secs(7) };
+        let clock = Clock::Simulated { start: tokio::time::Instant::now(), wall: Wall::new(Duration::from_secs(7)) };
         let before = clock.now();
 
         tokio::time::sleep(Duration::from_secs(3)).await;
 
         assert_eq!(clock.now(), before + Duration::from_secs(3));
         assert_eq!(clock.wall(), Duration::from_secs(10));
+        let Clock::Simulated { wall, .. } = &clock else { return };
+        wall.put(Duration::from_secs(2));
+        assert_eq!(clock.wall(), Duration::from_secs(5), "it was put back");
     }
 }

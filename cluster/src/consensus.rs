@@ -215,11 +215,11 @@ impl Consensus {
         let grants = Arc::new(Grants::new(timing.stale_max.max(timing.stale_held)));
         let (proposer, proposing) = Proposer::new(me, raft.clone());
         let (reader, reading) = Reader::new(raft.clone());
-        let (controller, controlling) = Controller::new(me, &raft, Arc::clone(&grants), clock, timing.patience);
+        let (controller, controlling) = Controller::new(me, &raft, Arc::clone(&grants), clock.clone(), timing.patience);
         tasks.spawn("proposer", proposing);
         tasks.spawn("linearizable reads", reading);
         tasks.spawn("membership controller", controlling);
-        tasks.spawn("leadership", follow_leadership(me, raft.metrics(), Arc::clone(&grants), clock));
+        tasks.spawn("leadership", follow_leadership(me, raft.metrics(), Arc::clone(&grants), clock.clone()));
 
         let incarnation = watch::channel(Incarnation::default()).0;
         let inner = Inner {

@@ -12,6 +12,19 @@ pub enum Operation {
     Create { key: String },
     /// Revokes it, and waits for the barrier.
     Revoke { key: String },
+    /// Calls a provider, within its budgets.
+    Spend,
+    /// Makes, changes or deletes a budget.
+    Budget,
+}
+
+impl Operation {
+    fn is_about_keys(&self) -> bool {
+        match self {
+            Self::Create { .. } | Self::Revoke { .. } => true,
+            Self::Spend | Self::Budget => false,
+        }
+    }
 }
 
 /// What came of it.
@@ -47,7 +60,9 @@ impl History {
         self.0.lock().clone()
     }
 
+    /// Of keys that were made and revoked.
     pub fn count(&self, outcome: &Outcome) -> usize {
-        self.0.lock().iter().filter(|event| event.outcome == *outcome).count()
+        let events = self.0.lock();
+        events.iter().filter(|event| event.operation.is_about_keys() && event.outcome == *outcome).count()
     }
 }

@@ -8,5 +8,6 @@ pub mod history;
 pub mod nemesis;
 pub mod random;
 pub mod run;
+pub mod spending;
 pub mod workload;
 pub mod world;

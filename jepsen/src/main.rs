@@ -67,6 +67,7 @@ fn all(arguments: &Arguments) -> std::io::Result<bool> {
             verdict.lost_calls,
             verdict.blocked_calls
         )?;
+        writeln!(out, "  {:?}", verdict.money)?;
         for broken in &verdict.broken {
             sound = false;
             writeln!(out, "  BROKEN {broken}")?;

@@ -1,7 +1,12 @@
 //! What breaks a world, a step at a time, and what it did.
 
+use std::time::Duration;
+
 use crate::random::Random;
 use crate::world::simulated::World;
+
+/// So long a kill waits for a call to be sent.
+const BILL_MAX: Duration = Duration::from_secs(2);
 
 /// One harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,13 +23,32 @@ pub enum Harm {
     OneWay,
     /// Calls get lost and overtake each other.
     Loss,
+    /// A process is told to end: it settles what it holds of budgets.
+    Stop,
+    /// A process stands still while others go on.
+    Pause,
+    /// The wall clock of one machine is wrong by hours, or a day ahead.
+    Clock,
+    /// The same where the leader is.
+    LeadersClock,
     /// Everything is whole again.
     Heal,
 }
 
 impl Harm {
-    pub const ALL: [Self; 7] =
-        [Self::Kill, Self::PowerCut, Self::PowerCutEverywhere, Self::Partition, Self::OneWay, Self::Loss, Self::Heal];
+    pub const ALL: [Self; 11] = [
+        Self::Kill,
+        Self::PowerCut,
+        Self::PowerCutEverywhere,
+        Self::Partition,
+        Self::OneWay,
+        Self::Loss,
+        Self::Stop,
+        Self::Pause,
+        Self::Clock,
+        Self::LeadersClock,
+        Self::Heal,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,6 +58,10 @@ impl Harm {
             Self::Partition => "partition",
             Self::OneWay => "one-way partition",
             Self::Loss => "loss",
+            Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Clock => "clock",
+            Self::LeadersClock => "leader's clock",
             Self::Heal => "heal",
         }
     }
@@ -45,9 +73,24 @@ pub async fn strike(world: &mut World, random: &mut Random) -> Harm {
     let ids: Vec<_> = world.nodes.iter().map(|node| node.id).collect();
     match harm {
         Harm::Kill | Harm::PowerCut => {
-            let alive = world.alive();
-            if let Some(victim) = alive.get(random.below(alive.len())) {
-                world.crash(*victim, harm == Harm::PowerCut).await;
+            if let Some(victim) = just_billed(world, random).await.or_else(|| anyone(world, random)) {
+                world.crash(victim, harm == Harm::PowerCut).await;
+            }
+        }
+        Harm::Stop => {
+            if let Some(victim) = anyone(world, random) {
+                world.stop(victim).await;
+            }
+        }
+        Harm::Pause => {
+            if let Some(victim) = anyone(world, random) {
+                world.pause(victim);
+            }
+        }
+        Harm::Clock => put_clock(world, random.below(ids.len()), random),
+        Harm::LeadersClock => {
+            if let Some(leader) = world.leader() {
+                put_clock(world, leader, random);
             }
         }
         Harm::PowerCutEverywhere => {
@@ -82,6 +125,32 @@ pub async fn strike(world: &mut World, random: &mut Random) -> Harm {
     harm
 }
 
+/// Mostly whoever has just sent his first call of a window, right after it: what he wrote down before counts now.
+async fn just_billed(world: &World, random: &mut Random) -> Option<usize> {
+    if random.percent(25) {
+        return None;
+    }
+    let mut newly = world.bills.lock().newly();
+    tokio::time::timeout(BILL_MAX, newly.changed()).await.ok()?.ok()?;
+    let life = *newly.borrow();
+    (0..world.nodes.len()).find(|number| life.is_some() && world.incarnation(*number) == life)
+}
+
+fn anyone(world: &World, random: &mut Random) -> Option<usize> {
+    let alive = world.alive();
+    alive.get(random.below(alive.len())).copied()
+}
+
+fn put_clock(world: &World, number: usize, random: &mut Random) {
+    let (forward, by) = match random.below(4) {
+        0 => (true, Duration::from_hours(24)),
+        1 => (true, random.milliseconds(60_000..18_000_000)),
+        2 => (false, random.milliseconds(60_000..18_000_000)),
+        _ => (false, Duration::from_hours(24)),
+    };
+    world.put_clock(number, forward, by);
+}
+
 /// Starts whoever is down with a chance, so that the world does not stay dark.
 pub async fn restart_some(world: &mut World, random: &mut Random) {
     for number in 0..world.nodes.len() {
@@ -94,6 +163,7 @@ pub async fn restart_some(world: &mut World, random: &mut Random) {
 /// Everything runs and hears everything.
 pub async fn heal(world: &mut World) {
     world.network.heal();
+    world.go_on();
     for number in 0..world.nodes.len() {
         world.start(number).await;
     }

@@ -9,12 +9,14 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::check::durable;
+use crate::check::money::{Bills, Coverage};
 use crate::check::revoke::Watch;
 use crate::history::{Event, History, Operation, Outcome};
 use crate::nemesis::{Harm, heal, restart_some, strike};
 use crate::random::Random;
+use crate::spending::{self, BUDGETS, HUNG};
 use crate::workload;
-use crate::world::simulated::World;
+use crate::world::simulated::{Life, World};
 
 /// How a run goes.
 #[derive(Clone, Copy, Debug)]
@@ -46,10 +48,15 @@ pub struct Verdict {
     pub harms: BTreeMap<Harm, usize>,
     pub lost_calls: u64,
     pub blocked_calls: u64,
+    /// What spending came to.
+    pub money: Coverage,
 }
 
 /// Clients at once.
 const CLIENTS: usize = 4;
+
+/// Clients that spend.
+const SPENDERS: usize = 8;
 
 /// Between two looks at whether a revoked key is served.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -79,6 +86,7 @@ struct Play {
     world: Arc<tokio::sync::RwLock<World>>,
     history: History,
     watch: Arc<Mutex<Watch>>,
+    bills: Arc<Mutex<Bills>>,
     started: Instant,
 }
 
@@ -86,11 +94,12 @@ async fn play(options: Options, history: History) -> Verdict {
     let mut random = Random::new(options.seed);
     let mut world = World::new(options.nodes, random.fork());
     world.start_all().await;
-    let agreement = Arc::clone(&world.agreement);
+    let (agreement, bills) = (Arc::clone(&world.agreement), Arc::clone(&world.bills));
     let play = Play {
         world: Arc::new(tokio::sync::RwLock::new(world)),
         history,
         watch: Arc::default(),
+        bills: Arc::clone(&bills),
         started: Instant::now(),
     };
     let mut harms = BTreeMap::new();
@@ -98,13 +107,19 @@ async fn play(options: Options, history: History) -> Verdict {
     let clients = (0..CLIENTS).map(|number| play.client(number, random.fork(), until));
     let clients = futures_util::future::join_all(clients);
     let faults = play.faults(options.faults, random.fork(), until, &mut harms);
+    let spenders = (0..SPENDERS).map(|_| play.spender(random.fork(), until));
+    let spenders = futures_util::future::join_all(spenders);
+    let operator = play.operator(random.fork(), until);
     let looks = play.looks(until + Duration::from_secs(1));
-    let ((), (), _clients) = tokio::join!(faults, looks, clients);
+    let ((), (), _clients, _spenders, ()) = tokio::join!(faults, looks, clients, spenders, operator);
 
-    let mut verdict = play.end().await;
+    let mut verdict = play.end(random.fork()).await;
     verdict.harms = harms;
     verdict.broken.extend(agreement.broken());
     verdict.broken.extend(play.watch.lock().broken().iter().take(5).cloned());
+    let bills = bills.lock();
+    verdict.broken.extend(bills.broken().iter().take(5).cloned());
+    verdict.money = bills.coverage;
     verdict.revoked = play.watch.lock().keys().count();
     verdict
 }
@@ -117,6 +132,7 @@ impl Play {
             let harm = strike(&mut *self.world.write().await, &mut random).await;
             *harms.entry(harm).or_default() += 1;
             sleep(random.milliseconds(300..4_000)).await;
+            self.world.read().await.go_on();
             restart_some(&mut *self.world.write().await, &mut random).await;
             if random.percent(40) {
                 self.world.read().await.network.heal();
@@ -131,13 +147,7 @@ impl Play {
         let mut count = 0;
         while Instant::now() < until {
             sleep(random.milliseconds(1..150)).await;
-            let (node, consensus) = {
-                let world = self.world.read().await;
-                let alive = world.alive();
-                let Some(node) = alive.get(random.below(alive.len())).copied() else { continue };
-                let Some(life) = world.life(node) else { continue };
-                (node, life.consensus)
-            };
+            let Some((node, Life { consensus, .. })) = self.anyone(&mut random).await else { continue };
             let (operation, (outcome, words)) = if random.percent(15) && !made.is_empty() {
                 let key: String = made.swap_remove(random.below(made.len()));
                 let outcome = workload::revoke(&consensus, &key).await;
@@ -156,6 +166,44 @@ impl Play {
             };
             self.history.add(Event { at: self.now(), node, operation, outcome, words });
         }
+    }
+
+    async fn spender(&self, mut random: Random, until: Instant) {
+        while Instant::now() < until {
+            sleep(random.milliseconds(1..250)).await;
+            let Some((node, life)) = self.anyone(&mut random).await else { continue };
+            if !life.serves() {
+                continue;
+            }
+            let call = spending::call(&life, &self.bills, random.fork());
+            let (outcome, words) = life.pause.clone().hold(call).await;
+            self.history.add(Event { at: self.now(), node, operation: Operation::Spend, outcome, words });
+        }
+    }
+
+    /// Makes all budgets, then changes them.
+    async fn operator(&self, mut random: Random, until: Instant) {
+        let mut to_make = BUDGETS.map(|kept| kept.name).to_vec();
+        while Instant::now() < until {
+            let Some((node, life)) = self.anyone(&mut random).await else {
+                sleep(LOOK_EVERY).await;
+                continue;
+            };
+            let change = spending::change(&life.consensus, to_make.last().copied(), &mut random);
+            let (outcome, words) = life.pause.clone().hold(change).await;
+            if outcome == Outcome::Ok {
+                to_make.pop();
+            }
+            self.history.add(Event { at: self.now(), node, operation: Operation::Budget, outcome, words });
+            sleep(if to_make.is_empty() { random.milliseconds(200..2_500) } else { LOOK_EVERY }).await;
+        }
+    }
+
+    async fn anyone(&self, random: &mut Random) -> Option<(usize, Life)> {
+        let world = self.world.read().await;
+        let alive = world.alive();
+        let node = alive.get(random.below(alive.len())).copied()?;
+        Some((node, world.life(node)?))
     }
 
     async fn looks(&self, until: Instant) {
@@ -177,7 +225,7 @@ impl Play {
     }
 
     /// Heals the world, waits until all nodes are of one mind, and compares that with the history.
-    async fn end(&self) -> Verdict {
+    async fn end(&self, mut random: Random) -> Verdict {
         heal(&mut *self.world.write().await).await;
         let mut verdict = Verdict {
             ok: self.history.count(&Outcome::Ok),
@@ -193,10 +241,17 @@ impl Play {
         };
         let harm = world.network.harm();
         (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
-        match settled {
-            Some((keys, revoked)) => verdict.broken = durable::check(&self.history.events(), &keys, &revoked),
-            None => verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}")),
+        if let Some((keys, revoked)) = settled {
+            verdict.broken = durable::check(&self.history.events(), &keys, &revoked);
+        } else {
+            verdict.broken.push(format!("the healed world was not of one mind within {CONVERGE_MAX:?}"));
+            verdict.broken.extend((0..world.nodes.len()).map(|number| world.words(number)));
         }
+        if verdict.broken.is_empty() {
+            verdict.broken = spending::end(&world, &mut random).await;
+        }
+        let hung = self.history.events().into_iter().filter(|event| event.words == HUNG).count();
+        verdict.broken.extend((hung > 0).then(|| format!("{hung} reserves did not return")));
         drop(world);
         self.look().await;
         verdict

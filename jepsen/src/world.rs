@@ -1,4 +1,5 @@
 //! Where nodes live.
 
 pub mod network;
+pub mod pause;
 pub mod simulated;

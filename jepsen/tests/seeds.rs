@@ -1,4 +1,4 @@
-//! Fifty worlds under crash, power cut, partition, loss and reorder keep what was promised.
+//! Thirty-two worlds under crash, power cut, partition, loss and reorder keep what was promised.
 //!
 //! `LEA_SEEDS=FIRST..END` runs others.
 
@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jepsen::check::money::Coverage;
+use jepsen::history::{Operation, Outcome};
 use jepsen::nemesis::Harm;
 use jepsen::run::{Options, Verdict, run};
 
-const SEEDS: u64 = 52;
+const SEEDS: u64 = 32;
 
 #[expect(clippy::disallowed_methods, reason = "a test is told by its environment what to run")]
 fn seeds() -> std::ops::Range<u64> {
@@ -33,6 +35,7 @@ fn play(seed: u64) -> Verdict {
 /// Each quarter is a test of its own, so that they share the cores.
 fn quarter(number: u64) {
     let mut harms: BTreeMap<Harm, usize> = BTreeMap::new();
+    let mut money = Coverage::default();
     let (mut ok, mut revoked, mut lost, mut blocked) = (0, 0, 0, 0);
     let all = seeds();
     let standard = all == (0..SEEDS);
@@ -41,6 +44,7 @@ fn quarter(number: u64) {
         for (harm, count) in verdict.harms {
             *harms.entry(harm).or_default() += count;
         }
+        money = money.plus(verdict.money);
         ok += verdict.ok;
         revoked += verdict.revoked;
         lost += verdict.lost_calls;
@@ -51,7 +55,12 @@ fn quarter(number: u64) {
         for harm in Harm::ALL {
             assert!(harms.get(&harm).is_some_and(|count| *count > 0), "no seed had a {}", harm.name());
         }
-        assert!(ok > 500 && revoked > 20 && lost > 50 && blocked > 50, "{ok} {revoked} {lost} {blocked}");
+        assert!(ok > 250 && revoked > 10 && lost > 30 && blocked > 30, "{ok} {revoked} {lost} {blocked}");
+        let Coverage { calls, refused, unanswered, over, rolls, raised, lowered, made, settled, burned, emptied } =
+            money;
+        let spent = calls > 600 && refused > 20 && unanswered > 10 && emptied > 5;
+        let changed = over > 0 && rolls > 5 && raised > 10 && lowered > 10 && made > 20;
+        assert!(spent && changed && settled > 30 && burned > 10, "{money:?}");
     }
 }
 
@@ -83,6 +92,9 @@ fn without_faults_everything_works() {
 
     assert!(verdict.broken.is_empty(), "{:#?}", verdict.broken);
     let late = history.events().into_iter().filter(|event| event.at > Duration::from_secs(5));
-    let unwell: Vec<_> = late.filter(|event| event.outcome != jepsen::history::Outcome::Ok).collect();
+    let mut unwell: Vec<_> = late.filter(|event| event.outcome != Outcome::Ok).collect();
+    // Budgets may well be spent; nobody may be left without an answer.
+    let money = |operation: &Operation| [Operation::Spend, Operation::Budget].contains(operation);
+    unwell.retain(|event| !money(&event.operation) || event.outcome == Outcome::Info);
     assert!(unwell.is_empty(), "{unwell:#?}");
 }

@@ -496,8 +496,9 @@ impl Member {
                     self.0.watching.0.incarnation.store(incarnation.get(), Ordering::Release);
                     self.0.standing.start(incarnation);
                     // Before this life is granted anything.
-                    self.0.marks.begin(incarnation).await.map_err(MemberError::Unmarked)?;
-                    self.0.tasks.spawn("settling", self.clone().settle_lives());
+                    let books = self.books();
+                    books.begin(incarnation).await.map_err(MemberError::Unmarked)?;
+                    self.0.tasks.spawn("settling", books.settle_lives());
                     info!(%incarnation, node = %self.0.introduction.me, "this start is registered");
                     return Ok(());
                 }

@@ -377,6 +377,7 @@ impl Held {
     fn refuse(&mut self, place: Place, standing: Standing, said_at: Instant, now: Instant) {
         let Some(spot) = self.spots.get_mut(&place) else { return };
         let over = spot.over;
+        let free = standing.limit.saturating_sub(standing.held);
         let mut kept = VecDeque::new();
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
@@ -385,9 +386,11 @@ impl Held {
             let doubted = now.saturating_duration_since(waiting.since) < waiting.patience.doubt;
             // What is here is for who stands before it.
             let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
+            // The ledger has it for whoever is first, and is asked for it next: that is no «no».
+            let has = kept.is_empty() && amount <= spot.lease.idle().saturating_add(free);
             let refused = if over {
                 Some(Refused::Over { place })
-            } else if waiting.since <= said_at && (never || !doubted) && lacks {
+            } else if waiting.since <= said_at && (never || !doubted) && lacks && !has {
                 Some(Refused::Exceeded { place, amount, standing })
             } else {
                 None
@@ -579,5 +582,32 @@ impl Spot {
     fn is_done(&self) -> bool {
         let told = self.said.unwrap_or_default().used == self.lease.used() && self.lease.idle() == 0;
         self.over && self.line.is_empty() && self.lease.reserved() == 0 && told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::ledger::accounts::BudgetId;
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    use super::*;
+
+    /// What was granted for it went to an attempt of two budgets, say, that stood in the other one's line.
+    #[tokio::test(start_paused = true)]
+    async fn the_first_in_line_is_not_refused_what_the_ledger_says_is_free() {
+        let place = Place::new(BudgetId(0), 0);
+        let now = tokio::time::Instant::now().into_std();
+        let later = now + DOUBT_MAX;
+        let mut held = Held::default();
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
+        let mut answer = held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap().unwrap();
+
+        let some = Standing { granted: 3, limit: 100, held: 3, ..Standing::default() };
+        held.told(place, Told::Standing(some), now, later);
+        assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+
+        let nothing = Standing { held: 100, ..some };
+        held.told(place, Told::Standing(nothing), now, later);
+        assert_eq!(answer.try_recv(), Ok(Err(Refused::Exceeded { place, amount: 5, standing: nothing })));
     }
 }

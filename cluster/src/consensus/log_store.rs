@@ -70,6 +70,13 @@ impl RaftLogReader<TypeConfig> for LogStore {
     {
         self.read_range(range)
     }
+
+    /// For what is sent to others. Who led once, and still has something to send from then, may ask for what was purged by
+    /// now: nothing is there, which openraft takes for a heartbeat. An error would end consensus on this node.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        let read = self.read_range(start..end);
+        if read.is_err() && start < self.log.bounds().first { Ok(Vec::new()) } else { read }
+    }
 }
 
 impl RaftLogStorage<TypeConfig> for LogStore {

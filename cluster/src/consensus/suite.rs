@@ -1,6 +1,8 @@
 //! Openraft's own tests of a store, on ours: on a real disk and on the simulated one.
 
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::{StoreBuilder, Suite};
+use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader};
 use std::sync::Arc;
 use storage::cell::Cells;
 use storage::disk::Disk;
@@ -11,7 +13,7 @@ use storage::snapshot::Snapshots;
 
 use super::log_store::LogStore;
 use super::state_machine::{Kept, Observer, StateMachine};
-use super::types::{StorageError, TypeConfig};
+use super::types::{Entry, LogId, StorageError, TypeConfig};
 use crate::directory::key::KeyHash;
 use crate::id::NodeId;
 use crate::register::Register;
@@ -61,6 +63,20 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, SimulatedDisk> for OnSimul
         let (log, machine) = build(&*medium.disk());
         Ok((medium, log, machine))
     }
+}
+
+/// Else a node that led once, and is slow to send what it had to, would end its consensus.
+#[tokio::test]
+async fn what_was_purged_is_nothing_to_send_and_still_an_error_to_apply() {
+    let (mut log, _machine) = build(&*SimulatedDisk::new().disk());
+    let id = |index| LogId::new(CommittedLeaderId::new(1, NodeId::new(1)), index);
+    let entries = (0..10).map(|index| Entry { log_id: id(index), payload: EntryPayload::Blank });
+    log.blocking_append(entries).await.unwrap();
+    log.purge(id(6)).await.unwrap();
+
+    assert_eq!(log.limited_get_log_entries(3, 9).await.unwrap().len(), 0);
+    assert_eq!(log.limited_get_log_entries(7, 9).await.unwrap().len(), 2);
+    assert!(log.try_get_log_entries(3..9).await.is_err());
 }
 
 #[test]

@@ -18,7 +18,10 @@ pub fn check(events: &[Event], keys: &BTreeSet<String>, revoked: &BTreeSet<Strin
             (Operation::Revoke { key }, Outcome::Ok) if !revoked.contains(key) => {
                 broken.push(format!("`{key}` was revoked and is accepted again"));
             }
-            (Operation::Create { .. } | Operation::Revoke { .. }, Outcome::Ok | Outcome::Fail | Outcome::Info) => {}
+            (
+                Operation::Create { .. } | Operation::Revoke { .. } | Operation::Spend | Operation::Budget,
+                Outcome::Ok | Outcome::Fail | Outcome::Info,
+            ) => {}
         }
     }
     broken

@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::pause::Pause;
 use crate::random::Random;
 
 /// Cheap to clone; clones are the same network.
@@ -32,6 +33,7 @@ struct Inner {
 struct Alive {
     life: u64,
     services: Arc<HashMap<Service, Arc<dyn Handler>>>,
+    pause: Pause,
 }
 
 /// What the network did to calls, for the coverage check.
@@ -54,9 +56,10 @@ impl Network {
         })))
     }
 
-    pub fn plug_in(&self, node: NodeId, life: u64, services: Vec<(Service, Arc<dyn Handler>)>) {
+    /// While it stands still, what it sends and what is sent to it waits.
+    pub fn plug_in(&self, node: NodeId, life: u64, services: Vec<(Service, Arc<dyn Handler>)>, pause: Pause) {
         let services = Arc::new(services.into_iter().collect());
-        self.0.lock().alive.insert(node, Alive { life, services });
+        self.0.lock().alive.insert(node, Alive { life, services, pause });
     }
 
     pub fn unplug(&self, node: NodeId) {
@@ -112,6 +115,11 @@ impl Network {
         self.0.lock().alive.get(&node)?.services.get(&service).cloned()
     }
 
+    /// One that is not there stands for nothing.
+    fn pause(&self, node: NodeId) -> Pause {
+        self.0.lock().alive.get(&node).map(|alive| alive.pause.clone()).unwrap_or_default()
+    }
+
     fn lives(&self, node: NodeId, life: u64) -> bool {
         self.0.lock().alive.get(&node).is_some_and(|alive| alive.life == life)
     }
@@ -137,8 +145,11 @@ async fn carry(
     if !network.lives(from, life) {
         return never().await;
     }
+    network.pause(from).over().await;
     let Some(there) = network.way(from, to) else { return never().await };
     tokio::time::sleep(there).await;
+    let pause = network.pause(to);
+    pause.over().await;
     let Some(handler) = network.handler(to, service) else {
         return Err(CallError::Unreachable { address: to.to_string(), why: "it is down".to_owned() });
     };
@@ -149,9 +160,10 @@ async fn carry(
         epoch: Epoch::default(),
         address: None,
     };
-    let answer = handler.handle(caller, body).await.map_err(CallError::Refused);
+    let answer = pause.hold(handler.handle(caller, body)).await.map_err(CallError::Refused);
     let Some(back) = network.way(to, from) else { return never().await };
     tokio::time::sleep(back).await;
+    network.pause(from).over().await;
     if network.lives(from, life) { answer } else { never().await }
 }
 

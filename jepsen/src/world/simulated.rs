@@ -1,27 +1,37 @@
 //! Many nodes in one thread and in virtual time: the cluster rooms as they are, on simulated disks and a simulated network.
 //!
-//! Of each node runs what decides: consensus with its log, cells and snapshots, freshness and the barrier. A *view* stands
-//! for what the node would serve by: it follows the register with a delay, as publishing does.
+//! Of each node runs what decides: consensus with its log, cells and snapshots, freshness and the barrier; and what spends:
+//! the escrow of `actors`, its marks on the simulated disk, windows, recalls and settlements, wired as in the process. A
+//! *view* stands for what the node would serve by: it follows the register with a delay, as publishing does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cluster::clock::Clock;
+use actors::quota::escrow::Escrow;
+use actors::quota::shared::{Books, places};
+use cluster::clock::{Clock, Wall};
 use cluster::consensus::{Consensus, Ground, Kept, Observer, Place, Timing};
 use cluster::directory::Directory;
 use cluster::directory::key::KeyHash;
-use cluster::id::NodeId;
-use cluster::register::{Author, MemberInfo, Register};
+use cluster::id::{Incarnation, NodeId};
+use cluster::marks::Marks;
+use cluster::register::{Author, COMMAND_VERSION, MemberInfo, Register};
 use cluster::tasks::Tasks;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use storage::cell::Cells;
+use storage::disk::Disk;
 use storage::disk::simulated::SimulatedDisk;
 use storage::log::{Commits, Log, LogOptions};
 use storage::snapshot::Snapshots;
 use tokio::sync::{Notify, watch};
 
 use super::network::Network;
+use super::pause::Pause;
+use crate::check::money::Bills;
 use crate::random::Random;
 
 /// How old what a node serves by may be.
@@ -41,6 +51,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub clock: Clock,
     pub agreement: Arc<Agreement>,
+    /// What was really spent.
+    pub bills: Arc<Mutex<Bills>>,
     random: Random,
 }
 
@@ -50,8 +62,8 @@ pub struct Node {
     medium: SimulatedDisk,
     lives: u64,
     life: Option<Life>,
-    /// What the wall clock of its machine says at the start of the world.
-    wall: Duration,
+    /// Of its machine.
+    wall: Wall,
 }
 
 /// One life of a node's process.
@@ -59,7 +71,32 @@ pub struct Node {
 pub struct Life {
     pub consensus: Consensus,
     pub view: Arc<Mutex<View>>,
+    pub escrow: Escrow,
+    pub pause: Pause,
+    books: Books,
+    state: Arc<State>,
     tasks: Tasks,
+}
+
+/// How far a life has come.
+#[derive(Default)]
+struct State {
+    /// It is registered, and its marks know of it.
+    begun: AtomicBool,
+    /// It takes nothing new any more.
+    stopping: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Life {
+    /// Whether calls are taken.
+    pub fn serves(&self) -> bool {
+        self.lives() && self.state.begun.load(Ordering::Relaxed) && !self.state.stopping.load(Ordering::Relaxed)
+    }
+
+    pub fn lives(&self) -> bool {
+        !self.state.ended.load(Ordering::Relaxed)
+    }
 }
 
 /// What the node serves by.
@@ -95,10 +132,12 @@ impl Agreement {
 struct Watching {
     node: NodeId,
     agreement: Arc<Agreement>,
+    bills: Arc<Mutex<Bills>>,
 }
 
 impl Observer for Watching {
     fn applied(&self, index: u64, register: &Register) {
+        self.bills.lock().applied(index, register.accounts());
         // A register that parted from the others stays so: a look now and then finds it.
         if !index.is_multiple_of(DIGEST_EVERY) {
             return;
@@ -112,18 +151,19 @@ impl Observer for Watching {
 impl World {
     /// Nodes that have never run. The first is to initialise with all as voters.
     pub fn new(size: usize, mut random: Random) -> Self {
-        let clock = Clock::Simulated { start: tokio::time::Instant::now(), wall: Duration::from_hours(500_000) };
+        let clock =
+            Clock::Simulated { start: tokio::time::Instant::now(), wall: Wall::new(Duration::from_hours(500_000)) };
         let nodes = (1..=size as u64).map(|id| Node {
             id: NodeId::new(id),
             medium: SimulatedDisk::new(),
             lives: 0,
             life: None,
             // Up to an hour wrong in either direction.
-            wall: Duration::from_hours(499_999) + random.milliseconds(0..7_200_000),
+            wall: Wall::new(Duration::from_hours(499_999) + random.milliseconds(0..7_200_000)),
         });
         let nodes = nodes.collect();
         let network = Network::new(random.fork());
-        Self { network, nodes, clock, agreement: Arc::default(), random }
+        Self { network, nodes, clock, agreement: Arc::default(), bills: Arc::default(), random }
     }
 
     pub async fn start_all(&mut self) {
@@ -149,8 +189,8 @@ impl World {
     /// Starts a process on the node's disk. A disk that cannot be read is a broken promise.
     pub async fn start(&mut self, number: usize) {
         let mut random = self.random.fork();
-        let clock = match self.clock {
-            Clock::Simulated { start, .. } => Clock::Simulated { start, wall: self.nodes[number].wall },
+        let clock = match &self.clock {
+            Clock::Simulated { start, .. } => Clock::Simulated { start: *start, wall: self.nodes[number].wall.clone() },
             Clock::Real => Clock::Real,
         };
         let node = &mut self.nodes[number];
@@ -158,7 +198,7 @@ impl World {
             return;
         }
         node.lives += 1;
-        match begin(node, &self.network, clock, &self.agreement, &mut random).await {
+        match begin(node, &self.network, clock, (&self.agreement, &self.bills), &mut random).await {
             Ok(life) => node.life = Some(life),
             Err(error) => {
                 let id = node.id;
@@ -172,6 +212,8 @@ impl World {
         let seed = self.random.draw();
         let node = &mut self.nodes[number];
         let Some(life) = node.life.take() else { return };
+        life.state.ended.store(true, Ordering::Relaxed);
+        life.pause.end();
         self.network.unplug(node.id);
         if power {
             node.medium.crash(seed);
@@ -184,6 +226,51 @@ impl World {
         if stopped.is_err() {
             self.agreement.broken.lock().push(format!("a life of node {number} did not end"));
         }
+    }
+
+    /// The process is told to end: it takes no new calls, gives back what it does not use, and ends.
+    pub async fn stop(&mut self, number: usize) {
+        let Some(life) = self.life(number) else { return };
+        life.pause.end();
+        life.state.stopping.store(true, Ordering::Relaxed);
+        life.books.settle_last(&life.escrow).await;
+        self.crash(number, false).await;
+    }
+
+    /// The process stands still, until all go on.
+    pub fn pause(&self, number: usize) {
+        if let Some(life) = self.life(number) {
+            life.pause.begin();
+        }
+    }
+
+    pub fn go_on(&self) {
+        self.nodes.iter().filter_map(|node| node.life.as_ref()).for_each(|life| life.pause.end());
+    }
+
+    /// The wall clock of one machine is put forward, or back.
+    pub fn put_clock(&self, number: usize, forward: bool, by: Duration) {
+        let wall = &self.nodes[number].wall;
+        let now = wall.at_start();
+        wall.put(if forward { now + by } else { now.saturating_sub(by) });
+    }
+
+    /// Who leads, as any of the others says.
+    pub fn leader(&self) -> Option<usize> {
+        let leader = self.nodes.iter().filter_map(|node| node.life.as_ref()?.consensus.leader()).next_back()?;
+        self.nodes.iter().position(|node| node.id == leader)
+    }
+
+    /// What Raft says of a node.
+    pub fn words(&self, number: usize) -> String {
+        let Some(life) = self.life(number) else { return format!("node {number} is down") };
+        format!("node {number}: {}", life.consensus.metrics().borrow().clone())
+            + &format!(" {:?}", life.consensus.metrics().borrow().running_state)
+    }
+
+    /// The life that a node lives, once it takes calls.
+    pub fn incarnation(&self, number: usize) -> Option<Incarnation> {
+        self.life(number).filter(Life::serves).map(|life| life.consensus.incarnation())
     }
 
     /// Whether a client would be served the key by this node now.
@@ -203,42 +290,36 @@ async fn begin(
     node: &Node,
     network: &Network,
     clock: Clock,
-    agreement: &Arc<Agreement>,
+    (agreement, bills): (&Arc<Agreement>, &Arc<Mutex<Bills>>),
     random: &mut Random,
 ) -> Result<Life, String> {
     let words = |error: &dyn std::error::Error| error.to_string();
     let disk = node.medium.disk();
     let folder = |name: &str| disk.within(name).map_err(|error| words(&error));
-    let fatal: storage::fatal::OnFatal = Arc::new(|_reason| {});
     let tasks = Tasks::new();
 
-    let wake = Arc::new(Notify::new());
-    let waker = Arc::clone(&wake);
-    let commits = Commits::ByCaller { wake: Arc::new(move || waker.notify_one()) };
-    // Small segments, so that a run sees many; no headroom, so that a simulated disk need not tell its size.
-    let options = LogOptions {
-        segment_bytes_max: 8 << 10,
-        recent_bytes_max: 4 << 10,
-        headroom_bytes: 0,
-        commits,
-        on_fatal: Arc::clone(&fatal),
-        ..LogOptions::default()
-    };
-    let log = Log::open(folder("log")?, options).map_err(|error| words(&error))?;
-    let syncing = log.clone();
-    let mut slow = random.fork();
-    tasks.spawn("disk", async move {
-        loop {
-            wake.notified().await;
-            tokio::time::sleep(slow.milliseconds(0..5)).await;
-            while syncing.commit_queued() {}
+    let (pause, state) = (Pause::default(), Arc::<State>::default());
+    let (id, whose, found) = (node.id, Arc::clone(&state), Arc::clone(agreement));
+    // The disk of a life that has ended fails, and only that.
+    let fatal: storage::fatal::OnFatal = Arc::new(move |reason| {
+        if !whose.ended.load(Ordering::Relaxed) {
+            found.broken.lock().push(format!("node {id} gave up: {reason}"));
         }
     });
+    let run = |name, part: BoxFuture<'static, ()>| tasks.spawn(name, pause.clone().hold(part));
+    let mut open = |name: &str| {
+        let slow_percent = if name == "marks" { 15 } else { 0 };
+        let (log, syncing) = open_log(folder(name)?, &fatal, slow_percent, random.fork())?;
+        run("disk", syncing);
+        Ok::<Log, String>(log)
+    };
+    let (log, marks) = (open("log")?, open("marks")?);
+    let marks = Marks::open(marks).map_err(|error| words(&error))?;
     let cells = Cells::open(folder("cells")?, Arc::clone(&fatal)).map_err(|error| words(&error))?;
     let snapshots = Snapshots::open(folder("snapshots")?, fatal).map_err(|error| words(&error))?;
 
     let (publish, published) = watch::channel(0);
-    let observer = Box::new(Watching { node: node.id, agreement: Arc::clone(agreement) });
+    let observer = Box::new(Watching { node: node.id, agreement: Arc::clone(agreement), bills: Arc::clone(bills) });
     let ground = Ground {
         me: node.id,
         log,
@@ -252,25 +333,75 @@ async fn begin(
         tasks: tasks.clone(),
     };
     let consensus = Consensus::start(ground).await.map_err(|error| words(&error))?;
-    network.plug_in(node.id, node.lives, consensus.services());
+    network.plug_in(node.id, node.lives, consensus.services(), pause.clone());
+    let books = Books::new(consensus.clone(), marks, false);
+    let (escrow, loops) = books.open();
+    for (name, part) in loops {
+        run(name, part);
+    }
     let view = Arc::<Mutex<View>>::default();
-    let life = Life { consensus: consensus.clone(), view: Arc::clone(&view), tasks: tasks.clone() };
-    tasks.spawn("publishing", publishing(consensus.clone(), Arc::clone(&view), publish, random.fork()));
-    tasks.spawn("starting", starting(node.id, consensus.clone(), random.fork()));
+    let publishing = publishing(consensus.clone(), Arc::clone(&view), escrow.clone(), publish, random.fork());
+    run("publishing", publishing.boxed());
+    run("starting", starting(consensus.clone(), books.clone(), Arc::clone(&state), random.fork()).boxed());
+    let life =
+        Life { consensus, view: Arc::clone(&view), escrow, pause: pause.clone(), books, state, tasks: tasks.clone() };
     let tell = move |until| view.lock().fresh_until = until;
-    tasks.spawn("freshness", consensus.keep_fresh(tell));
+    run("freshness", life.consensus.clone().keep_fresh(tell).boxed());
     Ok(life)
 }
 
+/// A log on the simulated disk, and what syncs it: some of it slowly.
+fn open_log(
+    disk: Arc<dyn Disk>,
+    fatal: &storage::fatal::OnFatal,
+    slow_percent: u32,
+    mut random: Random,
+) -> Result<(Log, BoxFuture<'static, ()>), String> {
+    let wake = Arc::new(Notify::new());
+    let waker = Arc::clone(&wake);
+    let commits = Commits::ByCaller { wake: Arc::new(move || waker.notify_one()) };
+    // Small segments, so that a run sees many; no headroom, so that a simulated disk need not tell its size.
+    let options = LogOptions {
+        segment_bytes_max: 8 << 10,
+        recent_bytes_max: 4 << 10,
+        headroom_bytes: 0,
+        commits,
+        on_fatal: Arc::clone(fatal),
+        ..LogOptions::default()
+    };
+    let log = Log::open(disk, options).map_err(|error| error.to_string())?;
+    let synced = log.clone();
+    let syncing = async move {
+        loop {
+            wake.notified().await;
+            let slow = random.percent(slow_percent);
+            tokio::time::sleep(random.milliseconds(if slow { 50..400 } else { 0..5 })).await;
+            while synced.commit_queued() {}
+        }
+    };
+    Ok((log, syncing.boxed()))
+}
+
 /// What a node serves by follows what it applied, a little later.
-async fn publishing(consensus: Consensus, view: Arc<Mutex<View>>, publish: watch::Sender<u64>, mut random: Random) {
+async fn publishing(
+    consensus: Consensus,
+    view: Arc<Mutex<View>>,
+    escrow: Escrow,
+    publish: watch::Sender<u64>,
+    mut random: Random,
+) {
     let mut progress = consensus.progress();
+    let mut generation = None;
     loop {
         let applied = progress.borrow_and_update().applied;
         if let Some(index) = applied {
             tokio::time::sleep(random.milliseconds(0..20)).await;
             let previous = view.lock().directory.clone();
             let directory = consensus.read(|register| register.directory(previous.as_ref()));
+            if let Some((now, places)) = consensus.read(|register| places(register, generation)) {
+                generation = Some(now);
+                escrow.publish(places);
+            }
             let mut view = view.lock();
             view.directory = Some(directory);
             view.index = index;
@@ -283,12 +414,23 @@ async fn publishing(consensus: Consensus, view: Arc<Mutex<View>>, publish: watch
     }
 }
 
-/// A life registers itself until it is heard.
-async fn starting(node: NodeId, consensus: Consensus, mut random: Random) {
+/// A life registers itself until it is heard. Then it settles those before it, and takes calls.
+async fn starting(consensus: Consensus, books: Books, state: Arc<State>, mut random: Random) {
+    let node = consensus.me();
     let mut nonce = [0; 16];
     nonce[..8].copy_from_slice(&random.draw().to_le_bytes());
     nonce[8..].copy_from_slice(&random.draw().to_le_bytes());
-    let member = MemberInfo { name: format!("edge-{node}"), peer: node.to_string(), ..MemberInfo::default() };
+    let format = u32::from(COMMAND_VERSION);
+    let member = MemberInfo { name: format!("edge-{node}"), peer: node.to_string(), format, ..MemberInfo::default() };
     let author = Author { who: member.name.clone(), node, request_id: String::new() };
-    while consensus.started(nonce, member.clone(), author.clone(), START_MAX).await.is_err() {}
+    let incarnation = loop {
+        if let Ok(life) = consensus.started(nonce, member.clone(), author.clone(), START_MAX).await {
+            break life;
+        }
+    };
+    // A disk that fails has ended the process.
+    if books.begin(incarnation).await.is_ok() {
+        state.begun.store(true, Ordering::Relaxed);
+        books.settle_lives().await;
+    }
 }

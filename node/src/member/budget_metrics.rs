@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use actors::quota::escrow::Escrow;
 use actors::quota::metrics::{Names, Shown, passed, show};
+use actors::quota::shared;
 use cluster::ledger::accounts::{Account, BudgetId, Place, Totals};
 use cluster::register::Register;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{Member, budgets};
+use super::Member;
 
 /// How often it is looked whether anything has changed.
 const EVERY: Duration = Duration::from_secs(1);
@@ -93,7 +94,7 @@ pub async fn keep(member: Member, escrow: Escrow) {
 fn tell(member: &Member, names: &Names, seen: &Seen, percent: u8) {
     let Seen { name, window, shown, .. } = seen;
     passed(names, name, percent);
-    let unit = member.0.consensus.read(|register| budgets::known(register, name)).map(|budget| budget.limit.unit);
+    let unit = member.0.consensus.read(|register| shared::known(register, name)).map(|budget| budget.limit.unit);
     let Some(unit) = unit else { return };
     let (spent, limit) = (unit.show(shown.spent()), unit.show(shown.limit));
     if percent < WARN_FROM {

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use actors::ingress::pipeline::{Gateway, Published};
+use actors::quota::shared;
 use arc_swap::ArcSwap;
 use cluster::directory::Directory;
 use cluster::directory::provider::Provider;
@@ -16,7 +17,7 @@ use cluster::register::{Kind, Origin, Register};
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
-use super::{Member, budgets, secrets};
+use super::{Member, secrets};
 use crate::config::environment;
 use crate::config::load::Loaded;
 use crate::config::reload::describe;
@@ -72,7 +73,7 @@ impl Publisher {
                 let identity = self.gateway.published.load().identity;
                 self.gateway.published.store(Arc::new(Published { directory: Arc::clone(&next), identity }));
                 known = Some(next);
-                let places = self.member.0.consensus.read(|register| budgets::places(register, generation));
+                let places = self.member.0.consensus.read(|register| shared::places(register, generation));
                 if let (Some((now, places)), Some(escrow)) = (places, self.gateway.quota.escrow()) {
                     generation = Some(now);
                     escrow.publish(places);

@@ -1,12 +1,13 @@
 //! Whether a budget can be reconciled as an operator says, and what is to be proposed for it. Pure.
 
+use actors::quota::shared::known;
 use cluster::directory::budget::Unit;
 use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Account, Place, UserId, Window};
 use cluster::ledger::book::{Book, Line, Stage};
 use cluster::register::{Act, Register};
 
-use super::budgets::{known, standing};
+use super::budgets::standing;
 use crate::admin::budgets::{Of, Reconcile, Reconciled, Reconciliation};
 use crate::admin::control::{ChangeError, Wrong};
 

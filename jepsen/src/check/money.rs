@@ -1,0 +1,403 @@
+//! P-MONEY: what is billed, and may still be, stays within the limit, and what the nodes agree on always covers it.
+//!
+//! [`Bills`] stands outside of the world. It is told of each call that is dispatched, and looks at the accounts after each
+//! entry, as whichever node applies that first has them.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster::id::Incarnation;
+use cluster::ledger::accounts::{Accounts, Place, Window};
+use cluster::ledger::book::{Stage, Standing};
+use cluster::ledger::invariants::{within_budget, within_limit};
+use tokio::sync::watch;
+
+/// What really happened, since what never did was never tested.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    pub calls: u64,
+    pub refused: u64,
+    pub unanswered: u64,
+    /// Refused because the window was over, or the budget.
+    pub over: u64,
+    /// Windows that followed on one of the same budget.
+    pub rolls: u64,
+    pub raised: u64,
+    pub lowered: u64,
+    /// Budgets that were made, again or for the first time.
+    pub made: u64,
+    /// Of an earlier life and one window.
+    pub settled: u64,
+    /// Of those, some were burned.
+    pub burned: u64,
+    /// Windows whose leftover was spent at the end.
+    pub emptied: u64,
+}
+
+impl Coverage {
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            calls: self.calls + other.calls,
+            refused: self.refused + other.refused,
+            unanswered: self.unanswered + other.unanswered,
+            over: self.over + other.over,
+            rolls: self.rolls + other.rolls,
+            raised: self.raised + other.raised,
+            lowered: self.lowered + other.lowered,
+            made: self.made + other.made,
+            settled: self.settled + other.settled,
+            burned: self.burned + other.burned,
+            emptied: self.emptied + other.emptied,
+        }
+    }
+}
+
+/// A part of one budget that a life of a node has spent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    /// By the provider.
+    billed: u64,
+    /// What it was told to have used, and the bounds of calls whose end it never heard of.
+    liable: u64,
+    /// What it was told.
+    said: u64,
+}
+
+/// One window.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    billed: u64,
+    limit: u64,
+    /// The highest limit there was.
+    most: u64,
+    held: u64,
+    granted: u64,
+    current: bool,
+    /// What each life holds.
+    lines: BTreeMap<Incarnation, u64>,
+    /// By entries: what at least was free for anyone while it was applied, and from then on until the next.
+    free: Vec<(u64, u64, u64)>,
+    settled: BTreeSet<Incarnation>,
+}
+
+/// As the module says.
+#[derive(Debug, Default)]
+pub struct Bills {
+    applied: u64,
+    lines: BTreeMap<(Place, Incarnation), Spent>,
+    places: BTreeMap<Place, Seen>,
+    broken: Vec<String>,
+    pub coverage: Coverage,
+    /// The life that was billed for the first time of a window.
+    newly: watch::Sender<Option<Incarnation>>,
+}
+
+impl Bills {
+    pub fn broken(&self) -> &[String] {
+        &self.broken
+    }
+
+    /// The last entry that anyone has applied.
+    pub fn applied_to(&self) -> u64 {
+        self.applied
+    }
+
+    /// Changes when a life is billed for the first time of a window: of what it holds there nothing was proved before.
+    pub fn newly(&self) -> watch::Receiver<Option<Incarnation>> {
+        self.newly.subscribe()
+    }
+
+    /// A node has applied an entry. Only the first of them is listened to.
+    pub fn applied(&mut self, index: u64, accounts: &Accounts) {
+        if index <= self.applied {
+            return;
+        }
+        self.applied = index;
+        let mut current = BTreeSet::new();
+        for (budget, account) in accounts.iter() {
+            for (window, now) in account.windows() {
+                let place = Place::new(budget, window);
+                if let Entry::Vacant(entry) = self.places.entry(place) {
+                    let limit = now.book.limit();
+                    let free = vec![(0, limit, limit)];
+                    entry.insert(Seen { limit, most: limit, current: true, free, ..Seen::default() });
+                    self.coverage.rolls += u64::from(window > 0);
+                    self.coverage.made += u64::from(window == 0);
+                }
+            }
+            current.extend(account.current().map(|(window, _)| Place::new(budget, window)));
+        }
+        for (place, seen) in &mut self.places {
+            let current = current.contains(place);
+            match accounts.window(*place) {
+                Some(window) => {
+                    let spent = self.lines.range((*place, Incarnation::new(0))..=(*place, Incarnation::new(u64::MAX)));
+                    let spent = spent.map(|((_, life), spent)| (*life, *spent)).collect();
+                    let broken = seen.look(index, window, current, &spent, &mut self.coverage);
+                    self.broken.extend(broken.into_iter().map(|why| format!("after entry {index}, {place:?}: {why}")));
+                }
+                None => self.broken.extend(recorded(*place, seen, accounts)),
+            }
+        }
+    }
+
+    /// A call is dispatched, now: the provider may bill up to `bound`, and bills `bill`.
+    pub fn billed(&mut self, place: Place, life: Incarnation, bound: u64, bill: u64) {
+        self.coverage.calls += 1;
+        if !self.lines.contains_key(&(place, life)) {
+            self.newly.send_replace(Some(life));
+        }
+        let spent = self.lines.entry((place, life)).or_default();
+        spent.billed += bill;
+        spent.liable += bound;
+        let seen = self.places.entry(place).or_default();
+        seen.billed += bill;
+        if let Err(why) = within_budget(seen.billed, seen.most) {
+            self.broken.push(format!("{place:?}: {why}"));
+        }
+        let held = seen.lines.get(&life).copied().unwrap_or_default();
+        if spent.liable > held {
+            let liable = spent.liable;
+            self.broken.push(format!("{place:?}: life {life} may be billed {liable}, and is known to hold {held}"));
+        }
+    }
+
+    /// The node was told what the call used.
+    pub fn settled(&mut self, place: Place, life: Incarnation, bound: u64, used: u64) {
+        let spent = self.lines.entry((place, life)).or_default();
+        spent.liable = (spent.liable + used).saturating_sub(bound);
+        spent.said += used;
+    }
+
+    /// An attempt that began when entry `since` was the last one anyone had applied was told that too little is left.
+    pub fn refused(&mut self, place: Place, amount: u64, since: u64, told: &Standing) {
+        self.coverage.refused += 1;
+        let Some(seen) = self.places.get(&place) else { return };
+        let least = seen.least_free(since);
+        if least >= amount {
+            let why =
+                format!("{amount} were refused, and {least} were free all the time since entry {since}; told {told:?}");
+            self.broken.push(format!("{place:?}: {why}"));
+        }
+    }
+
+    /// Told that the window, or the budget, is over.
+    pub fn over(&mut self, place: Place) {
+        self.coverage.over += 1;
+        if self.places.get(&place).is_some_and(|seen| seen.current) {
+            self.broken.push(format!("{place:?}: was said to be over"));
+        }
+    }
+
+    /// What is in the way of the world having come to rest: rights that nobody uses and somebody holds, use that was not
+    /// reported, earlier lives that are not settled. `lives`: those that are lived now.
+    pub fn unrest(&self, accounts: &Accounts, lives: &BTreeSet<Incarnation>) -> Vec<String> {
+        let mut unrest = Vec::new();
+        for place in self.places.keys() {
+            let Some(window) = accounts.window(*place) else { continue };
+            for (life, line) in window.book.lines() {
+                let said = self.lines.get(&(*place, life)).map_or(0, |spent| spent.said);
+                let rests = if lives.contains(&life) {
+                    line.held() == line.used && line.used == said
+                } else {
+                    line.used <= said && (line.stage == Stage::Settled || line.held() == line.used)
+                };
+                if !rests {
+                    unrest.push(format!("{place:?}: life {life}, told of {said}, has {line:?}"));
+                }
+            }
+        }
+        unrest
+    }
+}
+
+impl Seen {
+    /// What does not hold of a window, after entry `index`.
+    fn look(
+        &mut self,
+        index: u64,
+        Window { book, .. }: &Window,
+        current: bool,
+        spent: &BTreeMap<Incarnation, Spent>,
+        coverage: &mut Coverage,
+    ) -> Vec<String> {
+        let (limit, held) = (book.limit(), book.held());
+        let granted = book.lines().map(|(_, line)| line.granted).sum::<u64>();
+        let mut broken = Vec::new();
+        self.most = self.most.max(limit);
+        broken.extend(within_limit(book, self.most).err().map(|why| why.to_string()));
+        // A lowered limit: nothing more is granted until what is held is below it.
+        let most = self.held.max(self.limit).max(limit);
+        broken.extend((held > most).then(|| format!("{held} are held, more than before, of {limit}")));
+        if !current && !self.current && granted > self.granted {
+            broken.push(format!("it is over, and {granted} are granted of it, {} before", self.granted));
+        }
+        self.lines = book.lines().map(|(life, line)| (life, line.held())).collect();
+        for (life, spent) in spent {
+            let holds = self.lines.get(life).copied().unwrap_or_default();
+            if spent.liable > holds {
+                let Spent { billed, liable, .. } = spent;
+                broken.push(format!("life {life} was billed {billed}, may be billed {liable}, and holds {holds}"));
+            }
+        }
+        // Several commands may be one entry: between them no more was held than before and what they grant.
+        let between = self.held.saturating_add(granted.saturating_sub(self.granted));
+        let lowest = self.limit.min(limit).saturating_sub(between);
+        let free = limit.saturating_sub(held);
+        // Who waits for more than there is stands before others, who may be refused when they lose patience.
+        let waits = book.lines().any(|(_, line)| line.stage == Stage::Open && line.least > line.granted + free);
+        self.free.push(if waits { (index, 0, 0) } else { (index, lowest, free) });
+        coverage.raised += u64::from(limit > self.limit);
+        coverage.lowered += u64::from(limit < self.limit);
+        for (life, line) in book.lines().filter(|(_, line)| line.stage == Stage::Settled) {
+            if self.settled.insert(life) {
+                coverage.settled += 1;
+                coverage.burned += u64::from(line.burned() > 0);
+            }
+        }
+        (self.limit, self.held, self.granted, self.current) = (limit, held, granted, current);
+        broken
+    }
+
+    /// What was free at every moment since entry `since` was the last.
+    fn least_free(&self, since: u64) -> u64 {
+        let later = self.free.partition_point(|(index, _, _)| *index <= since);
+        let before = self.free[..later].last().map_or(0, |(_, _, after)| *after);
+        let during = self.free[later..].iter().map(|(_, lowest, after)| *lowest.min(after));
+        during.fold(before, u64::min)
+    }
+}
+
+/// A window of which only a record is left.
+fn recorded(place: Place, seen: &Seen, accounts: &Accounts) -> Option<String> {
+    let record = accounts.get(place.budget)?.records().find(|record| record.window == place.window)?;
+    let told = record.used + record.burned;
+    (seen.billed > told).then(|| format!("{place:?}: {} were billed, and its record tells of {told}", seen.billed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use cluster::id::NodeId;
+    use cluster::ledger::accounts::{Declared, Roll};
+    use cluster::ledger::book::Statement;
+
+    use super::*;
+
+    const LIFE: Incarnation = Incarnation::new(3);
+
+    struct World {
+        accounts: Accounts,
+        bills: Bills,
+        place: Place,
+        index: u64,
+    }
+
+    impl World {
+        /// One budget of ten, of which a life was granted six.
+        fn new() -> Self {
+            let mut accounts = Accounts::default();
+            accounts.align(&[Declared { name: "b".to_owned(), terms: String::new(), limit: 10, each: false }]);
+            let (budget, _) = accounts.named("b").unwrap();
+            let place = Place::new(budget, 0);
+            let mut world = Self { accounts, bills: Bills::default(), place, index: 0 };
+            world.roll(None);
+            world.say(Statement { wants: 6, ..Statement::default() });
+            world
+        }
+
+        fn roll(&mut self, after: Option<u64>) {
+            let roll = Roll { budget: self.place.budget, after, starts: Duration::ZERO, ends: None };
+            assert!(self.accounts.roll(&roll));
+            self.apply();
+        }
+
+        fn say(&mut self, said: Statement) {
+            self.accounts.state(self.place, LIFE, NodeId::new(1), said, false);
+            self.apply();
+        }
+
+        fn apply(&mut self) {
+            self.index += 1;
+            self.bills.applied(self.index, &self.accounts);
+        }
+
+        fn broken(&self) -> usize {
+            self.bills.broken().len()
+        }
+    }
+
+    #[test]
+    fn calls_within_what_a_life_holds_break_nothing() {
+        let mut world = World::new();
+
+        world.bills.billed(world.place, LIFE, 4, 3);
+        world.bills.settled(world.place, LIFE, 4, 3);
+        world.bills.billed(world.place, LIFE, 3, 3);
+        world.say(Statement { used: 3, ..Statement::default() });
+
+        assert_eq!(world.bills.broken(), [""; 0]);
+    }
+
+    #[test]
+    fn a_call_beyond_what_a_life_holds_is_found_and_so_is_one_beyond_the_limit() {
+        let mut world = World::new();
+        world.bills.billed(world.place, LIFE, 7, 0);
+        assert_eq!(world.broken(), 1);
+
+        world.bills.billed(world.place, LIFE, 0, 11);
+        assert_eq!(world.broken(), 3, "{:?}", world.bills.broken());
+    }
+
+    #[test]
+    fn what_is_given_back_and_may_still_be_billed_is_found() {
+        let mut world = World::new();
+        world.bills.billed(world.place, LIFE, 4, 0);
+
+        world.say(Statement { returned: 3, ..Statement::default() });
+
+        assert_eq!(world.broken(), 1);
+    }
+
+    #[test]
+    fn a_refusal_is_believed_only_where_that_much_was_not_free_all_the_time() {
+        let mut world = World::new();
+        world.bills.refused(world.place, 5, world.index, &Standing::default());
+        assert_eq!(world.broken(), 0, "four are free");
+        world.bills.refused(world.place, 4, world.index, &Standing::default());
+        assert_eq!(world.broken(), 1);
+
+        let since = world.index;
+        world.say(Statement { wants: 10, ..Statement::default() });
+        world.say(Statement { returned: 10, ..Statement::default() });
+        world.bills.refused(world.place, 4, since, &Standing::default());
+        assert_eq!(world.broken(), 1, "there was a moment when nothing was free");
+    }
+
+    #[test]
+    fn a_window_is_over_when_the_next_has_begun_and_not_before() {
+        let mut world = World::new();
+        world.bills.over(world.place);
+        assert_eq!(world.broken(), 1);
+
+        world.roll(Some(0));
+        world.bills.over(world.place);
+
+        assert_eq!((world.broken(), world.bills.coverage.rolls), (1, 1));
+    }
+
+    #[test]
+    fn what_somebody_holds_and_nobody_uses_is_no_rest() {
+        let mut world = World::new();
+        let lives = BTreeSet::from([LIFE]);
+        assert_eq!(world.bills.unrest(&world.accounts, &lives).len(), 1);
+
+        world.say(Statement { returned: 6, ..Statement::default() });
+        assert_eq!(world.bills.unrest(&world.accounts, &lives), [""; 0]);
+
+        world.bills.settled(world.place, LIFE, 0, 2);
+        assert_eq!(world.bills.unrest(&world.accounts, &lives).len(), 1, "it was not reported");
+    }
+}
