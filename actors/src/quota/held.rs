@@ -378,7 +378,7 @@ impl Held {
         let Some(spot) = self.spots.get_mut(&place) else { return };
         let over = spot.over;
         let free = standing.limit.saturating_sub(standing.held);
-        let mut kept = VecDeque::new();
+        let (mut kept, mut before) = (VecDeque::new(), 0_u64);
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
@@ -386,8 +386,8 @@ impl Held {
             let doubted = now.saturating_duration_since(waiting.since) < waiting.patience.doubt;
             // What is here is for who stands before it.
             let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
-            // The ledger has it for whoever is first, and is asked for it next: that is no «no».
-            let has = kept.is_empty() && amount <= spot.lease.idle().saturating_add(free);
+            // The ledger has it, for those who stand before it too, and is asked for it next: that is no «no».
+            let has = before.saturating_add(amount) <= spot.lease.idle().saturating_add(free);
             let refused = if over {
                 Some(Refused::Over { place })
             } else if waiting.since <= said_at && (never || !doubted) && lacks && !has {
@@ -401,7 +401,10 @@ impl Held {
                     // It may have left.
                     let _gone = waiting.answer.send(Err(refused));
                 }
-                None => kept.push_back(waiting),
+                None => {
+                    before = before.saturating_add(amount);
+                    kept.push_back(waiting);
+                }
             }
         }
         spot.line = kept;
@@ -594,17 +597,26 @@ mod tests {
 
     /// What was granted for it went to an attempt of two budgets, say, that stood in the other one's line.
     #[tokio::test(start_paused = true)]
-    async fn the_first_in_line_is_not_refused_what_the_ledger_says_is_free() {
+    async fn nobody_in_line_is_refused_what_the_ledger_says_is_free() {
         let place = Place::new(BudgetId(0), 0);
         let now = tokio::time::Instant::now().into_std();
         let later = now + DOUBT_MAX;
         let mut held = Held::default();
         let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
-        let mut answer = held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap().unwrap();
+        let mut wait = || held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap().unwrap();
+        let (mut answer, mut second) = (wait(), wait());
 
         let some = Standing { granted: 3, limit: 100, held: 3, ..Standing::default() };
         held.told(place, Told::Standing(some), now, later);
+        assert_eq!((answer.try_recv(), second.try_recv()), (Err(TryRecvError::Empty), Err(TryRecvError::Empty)));
+        let less = Standing { held: 94, ..some };
+        held.told(place, Told::Standing(less), now, later);
         assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+        assert_eq!(
+            second.try_recv(),
+            Ok(Err(Refused::Exceeded { place, amount: 5, standing: less })),
+            "6 are free, and 3 here"
+        );
 
         let nothing = Standing { held: 100, ..some };
         held.told(place, Told::Standing(nothing), now, later);
