@@ -209,7 +209,7 @@ impl Consensus {
         let machine = StateMachine::open(kept, observer).map_err(StartError::State)?;
         let shared = machine.shared();
         let config = Arc::new(config(&timing).validate().map_err(StartError::Timing)?);
-        let network = Network::new(Arc::clone(&transport));
+        let network = Network::new(Arc::clone(&transport), store.voted());
         let raft = Raft::new(me, config, network, store, machine).await.map_err(StartError::Raft)?;
 
         let grants = Arc::new(Grants::new(timing.stale_max.max(timing.stale_held)));

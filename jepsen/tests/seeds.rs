@@ -1,4 +1,4 @@
-//! Thirty-two worlds under crash, power cut, partition, loss and reorder keep what was promised.
+//! Fifty-two worlds under crash, power cut, partition, loss and reorder keep what was promised.
 //!
 //! `LEA_SEEDS=FIRST..END` runs others.
 
@@ -12,7 +12,7 @@ use jepsen::history::{Operation, Outcome};
 use jepsen::nemesis::Harm;
 use jepsen::run::{Options, Verdict, run};
 
-const SEEDS: u64 = 32;
+const SEEDS: u64 = 52;
 
 #[expect(clippy::disallowed_methods, reason = "a test is told by its environment what to run")]
 fn seeds() -> std::ops::Range<u64> {

@@ -1,5 +1,7 @@
 //! Who pays for what: each case ends with the provider's own bill beside what the budget says.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use harness::{
     DEADLINE, FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, eventually, eventually_within,
@@ -251,7 +253,7 @@ async fn a_limit_that_is_raised_lets_as_many_more_pass() {
     assert_eq!(provider.settled().await.total.requests, 8);
 }
 
-/// It holds what it held, and wakes to a world that went on.
+/// It holds what it held, and wakes to a world that went on. `LEA_LONG=1` lets it sleep for a minute at least.
 #[tokio::test]
 async fn a_node_that_is_paused_neither_spends_more_than_it_holds_nor_stops_the_others() {
     const LIMIT: u64 = 120;
@@ -266,6 +268,9 @@ async fn a_node_that_is_paused_neither_spends_more_than_it_holds_nor_stops_the_o
     cluster.pause(asleep);
     let awake = [leader, (leader + 2) % 3];
     join_all(awake.map(|number| drain(&cluster[number]))).await;
+    if std::env::var_os("LEA_LONG").is_some() {
+        tokio::time::sleep(Duration::from_mins(1)).await;
+    }
     cluster.resume(asleep);
 
     // Asleep too long it serves again only when it has heard from the group.

@@ -108,6 +108,7 @@ impl Asked<'_> {
         if self.bound.may_cap == 0 {
             return Ok((self.rights(self.bound, Patience::all(doubt())).await?, None));
         }
+        self.lend().await?;
         if self.has_room().await? {
             match self.rights(self.bound, Patience::or_less(doubt())).await {
                 Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
@@ -137,6 +138,19 @@ impl Asked<'_> {
             }
             taken => Ok((taken?, Some(floor))),
         }
+    }
+
+    /// Where the ledger is silent, what there is on credit counts as room.
+    async fn lend(&self) -> Result<(), QuotaError> {
+        if self.budgets.iter().all(|budget| budget.overdraft == 0) {
+            return Ok(());
+        }
+        let places = self.places().await?;
+        let of =
+            |(place, budget): (&Place, &Arc<Budget>)| Demand { place: *place, amount: 0, overdraft: budget.overdraft };
+        let demands: Vec<Demand> = places.iter().zip(self.budgets).map(of).collect();
+        self.escrow.lend(&demands);
+        Ok(())
     }
 
     /// Whether the longest answers are no more than their part of what is left, as far as anyone has said. A budget that

@@ -203,7 +203,7 @@ impl Escrow {
     }
 
     /// Whether the ledger is silent, and there is credit for the demands.
-    fn lend(&self, demands: &[Demand]) -> bool {
+    pub(super) fn lend(&self, demands: &[Demand]) -> bool {
         if demands.iter().all(|demand| demand.overdraft == 0) || !self.0.held.lock().is_silent(now(), SILENT_AFTER) {
             return false;
         }

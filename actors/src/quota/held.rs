@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 /// Attempts that stand in line. More are refused.
 pub const WAITING_MAX: usize = 4_096;
 
-/// Budgets, windows and end users this node holds something of, or did in a window that is not over. Who comes with more is
-/// refused.
-pub const PLACES_MAX: usize = 20_000;
+/// Budgets, windows and end users this node holds something of, or did in a window that is not over. An end user it has
+/// not heard of before is refused beyond that.
+pub const PLACES_MAX: usize = 40_000;
 
 /// What is fetched ahead lasts so long at the present rate: longer than a leader that is lost takes to be replaced.
 const HORIZON: Duration = Duration::from_secs(5);
@@ -193,8 +193,8 @@ impl Held {
         patience: Patience,
         now: Instant,
     ) -> Result<Option<oneshot::Receiver<Result<(), Refused>>>, Refused> {
-        let unheard_of = |demand: &&Demand| !self.spots.contains_key(&demand.place);
-        if self.spots.len() + demands.len() > PLACES_MAX && demands.iter().any(|demand| unheard_of(&demand)) {
+        let is_new = |demand: &Demand| demand.place.user != UserId::NOBODY && !self.spots.contains_key(&demand.place);
+        if self.spots.len() >= PLACES_MAX && demands.iter().any(is_new) {
             return Err(Refused::Full);
         }
         for demand in demands.iter() {
@@ -346,7 +346,12 @@ impl Held {
 
     /// There is no account for this end user.
     fn crowded(&mut self, place: Place) {
-        let line = self.spots.remove(&place).map(|spot| spot.line).unwrap_or_default();
+        let Some(spot) = self.spots.get_mut(&place) else { return };
+        let line = std::mem::take(&mut spot.line);
+        // What was spent on credit is still to be heard.
+        if spot.lease.busy() == 0 {
+            self.spots.remove(&place);
+        }
         self.waiting -= line.len();
         for waiting in line {
             // It may have left.
@@ -387,7 +392,9 @@ impl Held {
             // What is here is for who stands before it.
             let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
             // The ledger has it, for those who stand before it too, and is asked for it next: that is no «no».
-            let has = before.saturating_add(amount) <= spot.lease.idle().saturating_add(free);
+            let unheard = spot.lease.debt() - spot.lease.used().saturating_sub(spot.lease.rights());
+            let wanted = before.saturating_add(amount).saturating_add(unheard);
+            let has = wanted <= spot.lease.idle().saturating_add(free);
             let refused = if over {
                 Some(Refused::Over { place })
             } else if waiting.since <= said_at && (never || !doubted) && lacks && !has {
@@ -395,16 +402,13 @@ impl Held {
             } else {
                 None
             };
-            match refused {
-                Some(refused) => {
-                    self.waiting -= 1;
-                    // It may have left.
-                    let _gone = waiting.answer.send(Err(refused));
-                }
-                None => {
-                    before = before.saturating_add(amount);
-                    kept.push_back(waiting);
-                }
+            if let Some(refused) = refused {
+                self.waiting -= 1;
+                // It may have left.
+                let _gone = waiting.answer.send(Err(refused));
+            } else {
+                before = before.saturating_add(amount);
+                kept.push_back(waiting);
             }
         }
         spot.line = kept;
@@ -584,7 +588,8 @@ impl Spot {
 
     fn is_done(&self) -> bool {
         let told = self.said.unwrap_or_default().used == self.lease.used() && self.lease.idle() == 0;
-        self.over && self.line.is_empty() && self.lease.reserved() == 0 && told
+        // One that was lent to is remembered: it is lent to once.
+        self.over && self.line.is_empty() && self.lease.reserved() == 0 && told && self.lease.mark().lent == 0
     }
 }
 

@@ -170,11 +170,22 @@ impl Books {
             }
             let node = self.consensus.me();
             let marks: Vec<(Place, Mark)> = marks.into_iter().collect();
+            let mut settled = 0;
             for act in settlements(node, incarnation, &marks, false) {
-                while let Err(error) = self.consensus.propose_idempotent(act.clone(), SAY_WITHIN).await {
-                    tracing::debug!(error = chain(&error), %incarnation, "an earlier life is not settled yet");
-                    tokio::time::sleep(PAUSE).await;
+                loop {
+                    match self.consensus.propose_idempotent(act.clone(), SAY_WITHIN).await {
+                        Ok(accepted) => break settled = accepted.index,
+                        Err(error) => {
+                            tracing::debug!(error = chain(&error), %incarnation, "an earlier life is not settled yet");
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                    }
                 }
+            }
+            // Only the ledger remembers from then on what that life spent on credit: it must be known here.
+            let mut progress = self.consensus.progress();
+            if progress.wait_for(|progress| progress.has(settled)).await.is_err() {
+                return;
             }
             info!(%incarnation, "what an earlier life did not use is given back");
             if let Err(error) = self.marks.forget(incarnation).await {

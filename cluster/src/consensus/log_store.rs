@@ -26,12 +26,20 @@ pub struct LogStore {
     log: Log,
     cells: Cells,
     committed: Arc<parking_lot::Mutex<Option<LogId>>>,
+    voted: Voted,
 }
+
+/// The last vote that was saved in this life.
+pub type Voted = Arc<parking_lot::Mutex<Option<Vote>>>;
 
 impl LogStore {
     pub fn new(log: Log, cells: Cells) -> Self {
         let committed = Arc::new(parking_lot::Mutex::new(None));
-        Self { log, cells, committed }
+        Self { log, cells, committed, voted: Voted::default() }
+    }
+
+    pub fn voted(&self) -> Voted {
+        Arc::clone(&self.voted)
     }
 
     fn read_range(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry>, StorageError> {
@@ -74,7 +82,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
     /// For what is sent to others. Who led once, and still has something to send from then, may ask for what was purged by
     /// now: nothing is there, which openraft takes for a heartbeat. An error would end consensus on this node.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        let bounds = self.log.bounds();
+        if bounds.purged.is_some() && start < bounds.first {
+            return Ok(Vec::new());
+        }
         let read = self.read_range(start..end);
+        // It may have been purged meanwhile.
         if read.is_err() && start < self.log.bounds().first { Ok(Vec::new()) } else { read }
     }
 }
@@ -102,6 +115,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let bytes = encode(vote, ErrorSubject::Vote)?;
         let cells = self.cells.clone();
+        *self.voted.lock() = Some(*vote);
         let set = move || cells.set(VOTE, &bytes).map_err(|error| failed(ErrorSubject::Vote, ErrorVerb::Write, &error));
         blocking(ErrorSubject::Vote, set).await
     }

@@ -15,6 +15,7 @@ use openraft::raft::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::log_store::Voted;
 use super::types::{Place, Raft, TypeConfig};
 use crate::id::NodeId;
 use crate::peer::frame::{from_bytes, to_bytes};
@@ -27,11 +28,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Network {
     transport: Arc<dyn Transport>,
+    voted: Voted,
 }
 
 impl Network {
-    pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport }
+    /// `voted`: what this node voted last.
+    pub fn new(transport: Arc<dyn Transport>, voted: Voted) -> Self {
+        Self { transport, voted }
     }
 }
 
@@ -39,13 +42,18 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Member;
 
     async fn new_client(&mut self, target: NodeId, _place: &Place) -> Member {
-        Member { transport: Arc::clone(&self.transport), target }
+        Member { transport: Arc::clone(&self.transport), voted: Arc::clone(&self.voted), target }
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("this node has voted for another leader since")]
+struct Deposed;
 
 /// One member, as the leader calls it.
 pub struct Member {
     transport: Arc<dyn Transport>,
+    voted: Voted,
     target: NodeId,
 }
 
@@ -82,6 +90,11 @@ impl RaftNetwork<TypeConfig> for Member {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, Place, RaftError<NodeId>>> {
+        // Openraft goes on sending for a leader that is none any more. What it has to say would only keep the other from
+        // standing for election.
+        if self.voted.lock().is_some_and(|own| request.vote < own) {
+            return Err(RPCError::Unreachable(Unreachable::new(&Deposed)));
+        }
         self.call(Service::RAFT_APPEND, &request, &option).await
     }
 

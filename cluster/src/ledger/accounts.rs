@@ -293,6 +293,8 @@ impl Accounts {
     fn close(&mut self, name: &str) {
         let Some(account) = self.by_name.remove(name).and_then(|id| self.by_id.get_mut(&id)) else { return };
         account.closed = true;
+        // Nothing more is granted of it: whose share was spent is of no use to anyone.
+        account.windows.values_mut().for_each(|window| window.users.clear());
         self.generation += 1;
         let closed = self.by_id.values().filter(|account| account.closed).count();
         if closed > CLOSED_MAX {
@@ -317,15 +319,17 @@ impl Accounts {
         let users =
             || self.by_id.values().flat_map(|account| account.windows.values()).map(|window| window.users.len());
         let is_new = self.window(place).is_some_and(|window| window.book(place.user).is_none());
-        let room = !is_new || users().sum::<usize>() < USERS_ALL_MAX;
+        let room = !is_new || said.used > 0 || users().sum::<usize>() < USERS_ALL_MAX;
         let Some(account) = self.by_id.get_mut(&place.budget) else { return Told::Gone };
         let grants = !account.closed && account.latest() == Some(place.window);
         let (limit, each) = (account.limit, account.each);
         let Some(window) = account.windows.get_mut(&place.window) else { return Told::Gone };
-        let full = !room || window.users.len() >= USERS_MAX;
+        // What was spent is counted whatever there is room for: on credit, before anyone was asked.
+        let spent = said.used > 0 && each && !over;
+        let full = !spent && (!room || window.users.len() >= USERS_MAX);
         let book = if place.user == UserId::NOBODY {
             &mut window.book
-        } else if !is_new || (grants && each && !full) {
+        } else if !is_new || spent || (grants && each && !full) {
             window.users.entry(place.user).or_insert_with(|| Book::new(limit))
         } else if grants && each {
             return Told::Crowded;
@@ -335,7 +339,7 @@ impl Accounts {
         if grants {
             return Told::Standing(book.state(incarnation, node, said, over));
         }
-        if book.line(incarnation).is_none() {
+        if book.line(incarnation).is_none() && (said.used == 0 || over) {
             return Told::Over(book.standing(incarnation));
         }
         // Wanting nothing is granted nothing.
@@ -582,7 +586,17 @@ mod tests {
         assert_eq!(accounts.window(nobody).unwrap().totals(), Totals { held: 80, used: 70, burned: 10 });
         rolled(&mut accounts, "a");
         assert!(matches!(ask(&mut accounts, ben, wants(100)), Told::Over(_)));
-        assert_eq!(ask(&mut accounts, nobody.of(UserId::of("carl")), wants(1)), Told::Gone);
+        let carl = nobody.of(UserId::of("carl"));
+        assert_eq!(ask(&mut accounts, carl, wants(1)), Told::Gone);
+        // On credit, in a window that ended before anyone heard of it.
+        let new = Incarnation::new(3);
+        for place in [carl, nobody] {
+            let told = accounts.state(place, new, NODE, Statement { used: 4, ..wants(9) }, false);
+            assert!(matches!(told, Told::Over(Standing { granted: 0, .. })), "{told:?}");
+            assert_eq!(accounts.book(place).unwrap().line(new).unwrap().held(), 4);
+        }
+        accounts.align(&[]);
+        assert!(accounts.book(carl).is_none(), "of a budget that is closed no end user is kept");
     }
 
     #[test]
@@ -598,6 +612,9 @@ mod tests {
 
         assert_eq!(ask(&mut accounts, user(USERS_MAX), wants(1)), Told::Crowded);
         assert!(matches!(ask(&mut accounts, user(7), wants(2)), Told::Standing(Standing { granted: 2, .. })));
+        let on_credit = Statement { used: 5, ..wants(0) };
+        ask(&mut accounts, user(USERS_MAX), on_credit);
+        assert_eq!(accounts.book(user(USERS_MAX)).unwrap().held(), 5, "what was spent counts");
         assert!(matches!(ask(&mut accounts, nobody, wants(1)), Told::Standing(_)));
         assert_eq!(ask(&mut accounts, shared.of(UserId::of("x")), wants(1)), Told::Gone, "it is everyone's");
     }

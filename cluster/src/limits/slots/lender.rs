@@ -31,6 +31,8 @@ pub struct Lender {
     settles_at: Duration,
     /// Who were there before, since all had told: of the keys that were here all the time everything is known.
     before: Vec<View>,
+    /// Others are heard of one by one when a process begins: before then it takes itself for all there are.
+    grown_at: Option<Duration>,
     pruned: Duration,
 }
 
@@ -47,6 +49,7 @@ impl Lender {
         if self.roll == *roll {
             return;
         }
+        let grown_at = *self.grown_at.get_or_insert(now + SETTLES_IN);
         let stamp = roll.stamp();
         if self.stamp != stamp {
             if self.is_settled(now) {
@@ -59,6 +62,10 @@ impl Lender {
             self.stamp = stamp;
             self.settles_at = now + SETTLES_IN;
             self.told_all.clear();
+        }
+        // Who is first heard of by a process that has just begun may use what it was lent elsewhere.
+        if now < grown_at && roll.alive.iter().any(|node| !is_there(&self.roll, *node)) {
+            self.before.clear();
         }
         self.roll = roll.clone();
         for borrowers in self.keys.values_mut() {
@@ -130,8 +137,11 @@ impl Lender {
 
     /// All who are alive have told all they use, or have had the time to.
     fn is_settled(&self, now: Duration) -> bool {
-        !self.roll.view.ready.is_empty()
-            && (now >= self.settles_at || self.roll.alive.iter().all(|node| self.told_all.contains(node)))
+        let alone = !self.roll.alive.contains(&self.roll.view.me);
+        let there = self.roll.alive.len() as u64 + u64::from(alone);
+        let is_grown = there >= self.roll.view.members || self.grown_at.is_some_and(|at| now >= at);
+        let all_told = is_grown && self.roll.alive.iter().all(|node| self.told_all.contains(node));
+        !self.roll.view.ready.is_empty() && (now >= self.settles_at || all_told)
     }
 
     fn is_known(&self, key: u64, now: Duration) -> bool {

@@ -531,6 +531,32 @@ fn only_keys_that_change_hands_wait() {
     assert_eq!(lent(&mut lender, comes, 7, 2 * SETTLES_IN), Some((1, true)));
 }
 
+/// It hears of the others one by one: until then it does not take itself for all there are, nor go on as if it had been.
+#[test]
+fn a_process_that_begins_lends_nothing_before_it_has_heard_of_the_others() {
+    let lives = [1, 1, 1];
+    let roll_of = |there: &[usize]| roll(0, &there.iter().copied().collect(), &lives);
+    let (alone, all) = (roll_of(&[0]), roll_of(&[0, 1, 2]));
+    let key = (0..1_000).find(|key| all.view.owner(*key) == Some(all.view.me)).unwrap();
+    let tell = |lender: &mut Lender, roll: &Roll, who: NodeId, sequence, now| {
+        let told = vec![Told { key, max: 5, sequence, used: 0, wanted: 1 }];
+        let frame = Frame { life: 1, stamp: roll.stamp(), sequence, all: true, told };
+        lender.hear(who, &frame, now).lent.first().map(|lent| (lent.lent, lent.settled))
+    };
+    let mut lender = Lender::default();
+
+    let alone = Roll { view: View { members: 3, ..alone.view.clone() }, ..alone };
+    let me = all.view.me;
+    lender.see(&alone, ms(0));
+    assert_eq!(tell(&mut lender, &alone, me, 1, ms(250)), Some((0, false)), "three vote");
+    lender.see(&all, ms(500));
+    assert_eq!(tell(&mut lender, &all, me, 2, ms(500)), Some((0, false)));
+    for (sequence, other) in (3..).zip(all.alive.iter().filter(|node| **node != me)) {
+        tell(&mut lender, &all, *other, sequence, ms(600));
+    }
+    assert_eq!(tell(&mut lender, &all, me, 9, ms(600)), Some((1, true)), "all have told");
+}
+
 /// Nothing was asked between two questions that were lost two seconds apart, so nothing is known of the owner.
 #[test]
 fn two_lost_answers_far_apart_are_no_silence() {
