@@ -1,10 +1,12 @@
 //! Rate limits and concurrency → [`Turn`].
 //!
-//! Each key's requests and tokens within any 60 seconds and its requests at once, and how many requests the node works on
-//! at a time. With others, who lacks leave waits for the limit's owner, a moment at most ([`shared`], [`slots`]). Who has no turn is told when to come back, and coming back then succeeds unless others of the same key
-//! were faster.
+//! Each key's requests a second, its requests and tokens within any 60 seconds and its requests at once, and how many
+//! requests the node works on at a time. With others, who lacks leave waits for the limit's owner, a moment at most
+//! ([`shared`], [`slots`], [`pace`]). Who has no turn is told when to come back, and coming back then succeeds unless
+//! others of the same key were faster.
 
 pub mod metrics;
+mod pace;
 pub mod shared;
 mod slots;
 mod window;
@@ -20,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use pace::Paces;
 use shared::{Asked, Counted, Owners};
 use slots::{Slot, Slots};
 use window::{SPAN, Window};
@@ -46,6 +49,7 @@ pub struct Queue {
     /// Of limits that are shared with other nodes; never set where there are none.
     owners: OnceLock<Arc<dyn Owners>>,
     slots: Slots,
+    paces: Paces,
     metrics: Arc<Metrics>,
 }
 
@@ -65,11 +69,12 @@ struct Used {
     asked: Asked,
 }
 
-/// What one key may do within any 60 seconds, and at once. A limit is never 0: the directory refuses that.
+/// What one key may do within a second, within any 60 seconds, and at once. A limit is never 0: the directory refuses that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Stable for a key.
     pub key_id: u64,
+    pub rps: Option<u32>,
     pub rpm: Option<u32>,
     pub tpm: Option<u64>,
     pub max_parallel: Option<u32>,
@@ -92,13 +97,13 @@ impl Queue {
             keys: RwLock::new(Keys { by_id: HashMap::new(), pruned: Duration::ZERO }),
             owners: OnceLock::new(),
             slots: Slots::new(),
+            paces: Paces::default(),
             metrics: Arc::new(Metrics::new()),
         }
     }
 
     /// A turn, or why not. `tokens` is an estimate; [`Turn::used`] corrects it. A request that is larger than its key's
-    /// limit gets a turn when nothing else counts. Who is refused for its requests at once has counted for no other limit,
-    /// and the other way round.
+    /// limit gets a turn when nothing else counts. Who is refused for one of its limits has counted for none of them.
     pub async fn enter(&self, limits: &Limits, tokens: u64, now: Instant) -> Result<Turn, QueueError> {
         let place = self.place()?;
         let slot = match limits.max_parallel {
@@ -107,13 +112,22 @@ impl Queue {
         };
         // It may have waited.
         let now = if slot.is_some() { now.max(clock::now()) } else { now };
+        let pass = match limits.rps {
+            Some(per_second) => Some(self.pass(limits.key_id, per_second, now).await.inspect_err(|e| self.count(e))?),
+            None => None,
+        };
+        let now = if pass.is_some() { now.max(clock::now()) } else { now };
         let held = Held { _place: place, _slot: slot };
-        match self.owners.get() {
+        let turn = match self.owners.get() {
             Some(owners) if limits.rpm.is_some() || limits.tpm.is_some() => {
                 self.enter_shared(owners.as_ref(), limits, tokens, now, held).await
             }
             Some(_) | None => self.enter_alone(limits, tokens, now, held),
+        };
+        if let (Ok(_), Some(pass)) = (&turn, pass) {
+            pass.keep();
         }
+        turn
     }
 
     fn enter_alone(&self, limits: &Limits, tokens: u64, now: Instant, held: Held) -> Result<Turn, QueueError> {
@@ -166,6 +180,7 @@ impl Queue {
         match error {
             QueueError::RateLimited { limit: Limit::Requests, .. } => self.metrics.requests.increment(1),
             QueueError::RateLimited { limit: Limit::Tokens, .. } => self.metrics.tokens.increment(1),
+            QueueError::TooFast { .. } => self.metrics.per_second.increment(1),
             QueueError::TooManyAtOnce { .. } => self.metrics.parallel.increment(1),
             QueueError::Full => self.metrics.full.increment(1),
         }
@@ -296,6 +311,13 @@ pub enum QueueError {
         standing: Standing,
     },
 
+    #[error("the key's {per_second} requests per second are used up; try again in {}s", .retry_after.as_secs())]
+    TooFast {
+        per_second: u32,
+        /// Whole seconds.
+        retry_after: Duration,
+    },
+
     /// The next may be let in whenever one of them ends.
     #[error("the key has {max} requests under way, as many as it may at once")]
     TooManyAtOnce { max: u32 },
@@ -323,8 +345,29 @@ struct Metrics {
     in_flight: Gauge,
     requests: Counter,
     tokens: Counter,
+    per_second: Counter,
     parallel: Counter,
     full: Counter,
+    rates_asked: Asks,
+    slots_asked: Asks,
+    pace_asked: Asks,
+}
+
+/// Of one kind of limit.
+struct Asks {
+    answered: Counter,
+    unanswered: Counter,
+}
+
+impl Asks {
+    fn new(limit: &'static str) -> Self {
+        let asked = |answered| ::metrics::counter!(metrics::OWNER_ASKED, "limit" => limit, "answered" => answered);
+        Self { answered: asked("yes"), unanswered: asked("no") }
+    }
+
+    fn count(&self, answered: bool) {
+        if answered { self.answered.increment(1) } else { self.unanswered.increment(1) }
+    }
 }
 
 impl Metrics {
@@ -334,8 +377,12 @@ impl Metrics {
             in_flight: ::metrics::gauge!(metrics::IN_FLIGHT),
             requests: refused("requests"),
             tokens: refused("tokens"),
+            per_second: refused("per_second"),
             parallel: refused("parallel"),
             full: refused("full"),
+            rates_asked: Asks::new("rates"),
+            slots_asked: Asks::new("slots"),
+            pace_asked: Asks::new("pace"),
         }
     }
 }

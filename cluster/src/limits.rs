@@ -13,10 +13,11 @@
 //! node are only given by asking.
 //!
 //! A cap holds for [`SILENT_MAX`] from when its node asked. Then the node goes by its even part of the limit. What is
-//! not bounded by the limit: nodes that cannot reach the owner add at most their even parts; and for a minute after the
+//! not bounded by the limit: nodes that cannot reach the owner, or a majority, add at most their even parts; and for a minute after the
 //! owner changed, what the old one used itself and what others had leave for that have not told the new one yet.
 
 pub mod holding;
+pub mod pace;
 pub mod slots;
 pub mod table;
 
@@ -120,6 +121,8 @@ pub struct View {
     pub ready: Vec<NodeId>,
     /// Who may use them: all that are alive, and as many as there are voters at least.
     pub members: u64,
+    /// A majority of those who vote is not there: others may be sharing out the same limits.
+    pub cut_off: bool,
 }
 
 impl View {
@@ -135,6 +138,15 @@ impl View {
         let own = (weight(key, self.me), self.me);
         let before = self.ready.iter().filter(|node| (weight(key, **node), **node) > own).count() as u64;
         per_minute / members + u64::from(before < per_minute % members)
+    }
+
+    /// What the owner may share out of a limit: all of it, or the even parts of those that are there.
+    pub fn leave(&self, limit: u64) -> u64 {
+        if !self.cut_off {
+            return limit;
+        }
+        let there = u128::try_from(self.ready.len()).unwrap_or(u128::MAX).min(self.members.into());
+        u64::try_from(u128::from(limit) * there / u128::from(self.members.max(1))).unwrap_or(limit)
     }
 
     fn is_small(&self, per_minute: u64) -> bool {

@@ -120,6 +120,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         name(),
         vec(name(), 0..3),
         of(any::<u32>()),
+        of(any::<u32>()),
         of(any::<u64>()),
         of(any::<u32>()),
         of(text()),
@@ -127,12 +128,13 @@ fn spec() -> impl Strategy<Value = Spec> {
         vec(name(), 0..3),
         budgets(),
     )
-        .prop_map(|(tenant, models, rpm, tpm, max_parallel, expires, team, roles, budgets)| {
+        .prop_map(|(tenant, models, rps, rpm, tpm, max_parallel, expires, team, roles, budgets)| {
             let hash = Some(format!("b3:{}", "0".repeat(64)));
             KeySpec {
                 hash,
                 tenant,
                 models,
+                rps,
                 rpm,
                 tpm,
                 max_parallel,

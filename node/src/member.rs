@@ -16,6 +16,7 @@ mod files;
 mod first_key;
 mod forget;
 mod gossip;
+mod pace;
 mod publish;
 mod rates;
 mod reconcile;
@@ -61,6 +62,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use pace::Pace;
 use rates::Rates;
 use slots::Slots;
 
@@ -108,6 +110,7 @@ struct Inner {
     adopted: bool,
     rates: Arc<Rates>,
     slots: Arc<Slots>,
+    pace: Arc<Pace>,
     /// Nanoseconds since boot; 0 before the first time.
     fresh_until: AtomicU64,
     timing: Timing,
@@ -284,6 +287,7 @@ impl Member {
             marks,
             adopted: adopt,
             rates: Arc::new(Rates::new(me).map_err(MemberError::Randomness)?),
+            pace: Arc::new(Pace::new()),
             slots: Arc::new(Slots::new().map_err(MemberError::Randomness)?),
             introduction,
             loaded: Arc::clone(loaded),
@@ -541,6 +545,7 @@ impl Member {
         }
         handlers = handlers.with(Service::RATES, Policy::SameCluster, rates::answering(self));
         handlers = handlers.with(Service::SLOTS, Policy::SameCluster, slots::answering(self));
+        handlers = handlers.with(Service::PACE, Policy::SameCluster, pace::answering(self));
         handlers = handlers.with(Service::DRAIN, Policy::SameCluster, control::asked_to_drain(self));
         let standing = Arc::clone(&self.0.standing);
         PeerServer::start(listener, trust.clone(), standing, handlers, ServerLimits::default(), &self.0.tasks)

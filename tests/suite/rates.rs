@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use harness::{
-    Client, DEADLINE, Event, FakeProvider, LONG, Streamed, TestCluster, TestClusterBuilder, TestNode, binary,
-    eventually, eventually_some_within, eventually_within,
+    Client, DEADLINE, Event, FakeProvider, LONG, Reply, Streamed, TestCluster, TestClusterBuilder, TestNetwork,
+    TestNode, binary, eventually, eventually_some_within, eventually_within, skipped,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -22,6 +22,8 @@ keys: { web: { secret: the-key-that-every-file-declares-0001, LIMIT } }
 
 const WEB: &str = "the-key-that-every-file-declares-0001";
 
+const FAST_KEY: &str = "the-key-that-every-file-declares-0002";
+
 /// Counts are over a minute after they were made.
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -33,6 +35,11 @@ fn builder(provider: &FakeProvider, limit: &str) -> TestClusterBuilder {
 /// Once each node sees all of them ready: who owns a limit is the same for all then.
 async fn start(provider: &FakeProvider, limit: &str) -> TestCluster {
     let cluster = builder(provider, limit).start().await;
+    all_ready(&cluster).await;
+    cluster
+}
+
+async fn all_ready(cluster: &TestCluster) {
     for number in 0..3 {
         eventually_within(LONG, "it sees all of them ready", async || {
             let status = cluster[number].status().await.unwrap_or_default();
@@ -41,7 +48,6 @@ async fn start(provider: &FakeProvider, limit: &str) -> TestCluster {
         })
         .await;
     }
-    cluster
 }
 
 /// Sixty a minute and five times as many asked for, over three nodes: sixty pass and no more, whoever asks where.
@@ -140,6 +146,107 @@ async fn a_limit_holds_when_a_node_is_killed() {
     assert!(passed <= LIMIT + LIMIT / 3, "{passed}");
     // What the dead one had leave for, its owner keeps for a minute.
     assert!(passed >= LIMIT * 2 / 3, "{passed}");
+}
+
+/// How many of those that ask some nodes all the time for so long come through.
+async fn passed_within(cluster: &TestCluster, nodes: &[usize], key: &str, time: Duration) -> (u64, Vec<Reply>) {
+    let mut clients = JoinSet::new();
+    for number in nodes {
+        let client = cluster[*number].as_key(key).with_deadline(LONG);
+        clients.spawn(async move {
+            let (mut passed, mut refused, until) = (0, Vec::new(), Instant::now() + time);
+            while Instant::now() < until {
+                let answer = client.post("/v1/chat/completions", &question()).await;
+                if answer.status == 200 { passed += 1 } else { refused.push(answer) }
+            }
+            (passed, refused)
+        });
+    }
+    let ends = clients.join_all().await;
+    (ends.iter().map(|(passed, _)| passed).sum(), ends.into_iter().flat_map(|(_, refused)| refused).collect())
+}
+
+fn assert_too_fast(refused: &[Reply], limit: &str) {
+    assert!(!refused.is_empty());
+    for answer in refused {
+        let error = answer.json()["error"].clone();
+        assert_eq!((answer.status, &error["code"]), (429, &"rate_limit_exceeded".into()), "{error}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert!(error["message"].as_str().is_some_and(|said| said.contains(limit)), "{error}");
+    }
+}
+
+/// So many requests of a limit a second may pass in that time: a second's worth at once, and a part of one ahead.
+fn most(per_second: u64, time: Duration) -> u64 {
+    let millis = u64::try_from(time.as_millis()).expect("short") + 1_250;
+    (per_second * millis).div_ceil(1_000)
+}
+
+/// Twenty a second on three nodes, each asked all the time: a second's worth at once, and then as many as the seconds have.
+#[tokio::test]
+async fn twenty_a_second_are_twenty_on_three_nodes() {
+    const LIMIT: u64 = 20;
+    let provider = FakeProvider::start(binary!()).await;
+    let cluster = start(&provider, &format!("rps: {LIMIT}")).await;
+    let began = Instant::now();
+
+    let (passed, refused) = passed_within(&cluster, &[0, 1, 2], WEB, Duration::from_secs(4)).await;
+
+    let took = began.elapsed();
+    assert_eq!(provider.bill().await.total.requests, passed);
+    assert!(passed <= most(LIMIT, took), "{passed} in {took:?}");
+    assert!(passed >= LIMIT * 4, "{passed} in {took:?}");
+    assert_too_fast(&refused, "limit of 20 requests a second");
+    let metrics = cluster[0].metrics().await;
+    assert!(metrics.count("lea_queue_refused_total", &[("reason", "per_second")]) > 0.0);
+    let alone: f64 = metrics.count("lea_limit_owner_asked_total", &[("limit", "pace"), ("answered", "no")]);
+    assert!(alone.abs() < f64::EPSILON, "{alone} were not answered");
+}
+
+/// A network that breaks in two: the majority shares out all of a limit, the rest no more than its even part of it.
+#[tokio::test]
+async fn limits_of_a_cluster_that_is_cut_in_two() {
+    const RPS: u64 = 12;
+    const RPM: u64 = 90;
+    let network = match TestNetwork::new() {
+        Ok(network) => network,
+        Err(why) => return skipped("rates::limits_of_a_cluster_that_is_cut_in_two", &why),
+    };
+    let provider = FakeProvider::builder(binary!()).at(network.own_address()).start().await;
+    let config = CONFIG.replace("web: {", &format!("fast: {{ secret: {FAST_KEY}, rps: {RPS} }}, web: {{"));
+    let config = config.replace("LIMIT", &format!("rpm: {RPM}"));
+    let cluster = TestCluster::builder(binary!())
+        .config(&config)
+        .cluster(&FAST.replace("stale_max: 3s", "stale_max: 1m"))
+        .provider("provider", &provider)
+        .network(network)
+        .start()
+        .await;
+    all_ready(&cluster).await;
+
+    cluster.network().cut(2);
+    for (number, alive) in [(0, 2), (1, 2), (2, 1)] {
+        eventually_within(LONG, "they take each other for dead", async || {
+            let status = cluster[number].status().await.unwrap_or_default();
+            let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
+            members.iter().filter(|member| member["alive"] == true).count() == alive
+        })
+        .await;
+    }
+    let (began, time) = (Instant::now(), Duration::from_secs(4));
+    let (many, few, many_a_second, few_a_second) = tokio::join!(
+        passed_within(&cluster, &[0, 1], WEB, time),
+        passed_within(&cluster, &[2], WEB, time),
+        passed_within(&cluster, &[0, 1], FAST_KEY, time),
+        passed_within(&cluster, &[2], FAST_KEY, time),
+    );
+
+    let took = began.elapsed();
+    assert!(took < MINUTE, "too slow to say anything: {took:?}");
+    assert_eq!(few.0, RPM / 3);
+    assert!((RPM * 2 / 3..=RPM).contains(&many.0), "{}", many.0);
+    assert!((RPS / 3 * 4..=most(RPS / 3, took)).contains(&few_a_second.0), "{} in {took:?}", few_a_second.0);
+    assert!((RPS * 4..=most(RPS, took)).contains(&many_a_second.0), "{} in {took:?}", many_a_second.0);
 }
 
 /// The next so many answers stay open until the provider is released.

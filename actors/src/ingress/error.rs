@@ -60,6 +60,11 @@ pub enum Failure {
         limit: u64,
         retry_after: Duration,
     },
+    /// The key's requests came faster than they may.
+    TooFast {
+        per_second: u32,
+        retry_after: Duration,
+    },
     /// As many requests of the key are under way as may be at once.
     TooManyAtOnce {
         max: u32,
@@ -256,7 +261,7 @@ impl Failure {
             Self::BodyBroken => row::BODY_BROKEN,
             Self::ModelNotAllowed { .. } => row::MODEL_NOT_ALLOWED,
             Self::UnknownModel { .. } => row::UNKNOWN_MODEL,
-            Self::RateLimited { .. } | Self::TooManyAtOnce { .. } => row::RATE_LIMITED,
+            Self::RateLimited { .. } | Self::TooFast { .. } | Self::TooManyAtOnce { .. } => row::RATE_LIMITED,
             Self::BudgetExceeded { .. } | Self::BudgetCrowded { .. } => row::BUDGET,
             Self::Unpriced { .. } => row::UNPRICED,
             Self::Busy => row::BUSY,
@@ -306,12 +311,11 @@ impl Failure {
                      exactly one provider has"
                 )
             }
-            Self::RateLimited { what, limit, retry_after } => {
-                format!("over the key's limit of {limit} {what} a minute; try again in {} s", seconds_up(*retry_after))
+            Self::RateLimited { what, limit, retry_after } => words::rate(*limit, what, "minute", *retry_after),
+            Self::TooFast { per_second, retry_after } => {
+                words::rate(u64::from(*per_second), "requests", "second", *retry_after)
             }
-            Self::TooManyAtOnce { max } => {
-                format!("over the key's limit of {max} requests at once; try again when one has ended")
-            }
+            Self::TooManyAtOnce { max } => words::at_once(*max),
             Self::BudgetExceeded { budget } => words::exceeded(budget),
             Self::BudgetCrowded { budget } => words::crowded(budget),
             Self::BudgetUnanswered { waited } => words::unanswered(*waited),
@@ -390,7 +394,7 @@ impl Failure {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        if let Self::RateLimited { retry_after, .. } = self {
+        if let Self::RateLimited { retry_after, .. } | Self::TooFast { retry_after, .. } = self {
             Some(*retry_after)
         } else if let Self::Throttled { retry_after, .. } = self {
             Some(retry_after.unwrap_or(Duration::from_secs(1)))
@@ -494,6 +498,16 @@ mod words {
     use std::time::Duration;
 
     use cluster::ledger::accounts::USERS_MAX;
+
+    use super::seconds_up;
+
+    pub fn rate(limit: u64, what: &str, time: &str, retry_after: Duration) -> String {
+        format!("over the key's limit of {limit} {what} a {time}; try again in {} s", seconds_up(retry_after))
+    }
+
+    pub fn at_once(max: u32) -> String {
+        format!("over the key's limit of {max} requests at once; try again when one has ended")
+    }
 
     pub fn exceeded(budget: &str) -> String {
         format!("less is left of the budget `{budget}` than this request may cost")

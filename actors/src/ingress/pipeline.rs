@@ -282,7 +282,8 @@ impl Gateway {
         record.route_name = Some(Arc::clone(&route.name));
 
         let key = &principal.key;
-        let limits = Limits { key_id: key.id, rpm: key.rpm, tpm: key.tpm, max_parallel: key.max_parallel };
+        let limits =
+            Limits { key_id: key.id, rps: key.rps, rpm: key.rpm, tpm: key.tpm, max_parallel: key.max_parallel };
         let turn =
             self.queue.enter(&limits, tokens::input_estimate(&request), clock::now()).await.map_err(|error| {
                 if let QueueError::RateLimited { standing, .. } = &error {
@@ -545,6 +546,9 @@ fn queue_failure(error: &QueueError) -> Failure {
                 Limit::Tokens => ("tokens", standing.tokens),
             };
             Failure::RateLimited { what, limit: level.map_or(0, |level| level.limit), retry_after: *retry_after }
+        }
+        QueueError::TooFast { per_second, retry_after } => {
+            Failure::TooFast { per_second: *per_second, retry_after: *retry_after }
         }
         QueueError::TooManyAtOnce { max } => Failure::TooManyAtOnce { max: *max },
         QueueError::Full => Failure::Busy,

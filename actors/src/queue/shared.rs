@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cluster::clock;
 use cluster::limits::holding::{Holding, Lack};
 use cluster::limits::slots::{Lent, Told};
-use cluster::limits::{ASK_WITHIN, Answer, LimitId, Report, Share, Unit};
+use cluster::limits::{ASK_WITHIN, Answer, LimitId, Report, Share, Unit, pace};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -34,8 +34,11 @@ pub trait Owners: Send + Sync + 'static {
     /// What is told of a key's slots, to the owner of it. `None` where nobody answers.
     fn ask_slots(&self, told: Told) -> BoxFuture<'static, Option<Lent>>;
 
+    /// For leave of a key's requests a second, to the owner of it. `None` where nobody answers.
+    fn ask_pace(&self, ask: pace::Ask) -> BoxFuture<'static, Option<pace::Given>>;
+
     /// This node's even part of a limit, for when nobody answers.
-    fn part(&self, key: u64, per_minute: u64) -> u64;
+    fn part(&self, key: u64, limit: u64) -> u64;
 }
 
 /// What is known of one limit: what was used here, and what may be.
@@ -144,7 +147,9 @@ impl Queue {
                 Step::Ask(reports) => {
                     let asking = Asking { used };
                     let answer = timeout(ASK_WITHIN, owners.ask(wish.limits.key_id, reports)).await;
-                    used.lock().answered(wish, answer.ok().flatten().as_ref(), now, self.time(clock::now()));
+                    let answer = answer.ok().flatten();
+                    self.metrics.rates_asked.count(answer.is_some());
+                    used.lock().answered(wish, answer.as_ref(), now, self.time(clock::now()));
                     drop(asking);
                 }
             }

@@ -135,6 +135,7 @@ impl Queue {
                     let asking = Asking { key, sequence: told.sequence };
                     let Some(owners) = owners else { return Err(QueueError::TooManyAtOnce { max }) };
                     let answer = timeout(ASK_WITHIN, owners.ask_slots(told)).await.ok().flatten();
+                    self.metrics.slots_asked.count(answer.is_some());
                     key.state.lock().borrower.hear(&told, answer.as_ref(), self.time(clock::now()));
                     drop(asking);
                 }

@@ -16,7 +16,7 @@ impl Queue {
 }
 
 fn limits(rpm: Option<u32>, tpm: Option<u64>) -> Limits {
-    Limits { key_id: 7, rpm, tpm, max_parallel: None }
+    Limits { key_id: 7, rps: None, rpm, tpm, max_parallel: None }
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -150,17 +150,21 @@ fn keys_that_are_idle_are_forgotten_but_not_while_a_turn_is_held() {
     for key_id in 0..500 {
         drop(
             queue
-                .enter_at_once(&Limits { key_id, rpm: Some(1), tpm: None, max_parallel: None }, 0, now)
+                .enter_at_once(&Limits { key_id, rps: None, rpm: Some(1), tpm: None, max_parallel: None }, 0, now)
                 .expect("its first"),
         );
     }
     let held = queue
-        .enter_at_once(&Limits { key_id: 500, rpm: None, tpm: Some(10), max_parallel: None }, 1, now)
+        .enter_at_once(&Limits { key_id: 500, rps: None, rpm: None, tpm: Some(10), max_parallel: None }, 1, now)
         .expect("room");
 
     drop(
         queue
-            .enter_at_once(&Limits { key_id: 501, rpm: Some(1), tpm: None, max_parallel: None }, 0, now + seconds(61))
+            .enter_at_once(
+                &Limits { key_id: 501, rps: None, rpm: Some(1), tpm: None, max_parallel: None },
+                0,
+                now + seconds(61),
+            )
             .expect("its first"),
     );
 
@@ -170,7 +174,11 @@ fn keys_that_are_idle_are_forgotten_but_not_while_a_turn_is_held() {
     held.used(10, now + seconds(62));
     assert!(
         queue
-            .enter_at_once(&Limits { key_id: 500, rpm: None, tpm: Some(10), max_parallel: None }, 2, now + seconds(62))
+            .enter_at_once(
+                &Limits { key_id: 500, rps: None, rpm: None, tpm: Some(10), max_parallel: None },
+                2,
+                now + seconds(62)
+            )
             .is_err()
     );
 }
@@ -199,7 +207,9 @@ proptest! {
                         admitted.push((now, tokens.min(tpm)));
                     }
                 }
-                Err(QueueError::Full | QueueError::TooManyAtOnce { .. }) => prop_assert!(false, "nobody holds a turn"),
+                Err(QueueError::Full | QueueError::TooFast { .. } | QueueError::TooManyAtOnce { .. }) => {
+                    prop_assert!(false, "nobody holds a turn, and no second has a limit");
+                }
             }
         }
         for (index, (start, _)) in admitted.iter().enumerate() {

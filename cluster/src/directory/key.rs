@@ -32,6 +32,10 @@ pub struct KeySpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
 
+    /// Requests it may make a second, on all nodes together; a second's worth may come at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rps: Option<u32>,
+
     /// Requests it may make within any 60 seconds, on all nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpm: Option<u32>,
@@ -72,6 +76,7 @@ impl Default for KeySpec {
             hash: None,
             tenant: DEFAULT_TENANT.to_owned(),
             models: Vec::new(),
+            rps: None,
             rpm: None,
             tpm: None,
             max_parallel: None,
@@ -106,6 +111,9 @@ impl KeySpec {
                 }
             }
         });
+        if self.rps == Some(0) {
+            problems.add("rps", "is 0; leave it out for no limit, or remove the key to refuse it");
+        }
         if self.rpm == Some(0) {
             problems.add("rpm", "is 0; leave it out for no limit, or remove the key to refuse it");
         }
@@ -222,6 +230,7 @@ pub struct Key {
     /// Not empty: a key of operators, for the admin API and for nothing else.
     pub roles: Box<[Box<str>]>,
     pub models: ModelFilter,
+    pub rps: Option<u32>,
     pub rpm: Option<u32>,
     pub tpm: Option<u64>,
     pub max_parallel: Option<u32>,
@@ -240,6 +249,7 @@ impl Key {
             team: spec.team.as_deref().map(Into::into),
             roles: spec.roles.iter().map(|role| role.as_str().into()).collect(),
             models: ModelFilter::new(spec.models.iter().filter_map(|text| Pattern::parse(text).ok())),
+            rps: spec.rps,
             rpm: spec.rpm,
             tpm: spec.tpm,
             max_parallel: spec.max_parallel,

@@ -226,11 +226,12 @@ impl Limit {
 
     fn answer(&mut self, who: Who, number: u64, unheard: u64, report: &Report, view: &View, now: Duration) -> Share {
         let others_used = self.others_used(who);
+        let per_minute = view.leave(report.per_minute);
         let others_held = self.others(who).fold(0, |sum: u64, holder| sum.saturating_add(holder.held));
         let taken = report.used.saturating_add(unheard);
         // What nobody used, and of that, what nobody else may use.
-        let free = report.per_minute.saturating_sub(taken).saturating_sub(others_used);
-        let available = report.per_minute.saturating_sub(taken).saturating_sub(others_held);
+        let free = per_minute.saturating_sub(taken).saturating_sub(others_used);
+        let available = per_minute.saturating_sub(taken).saturating_sub(others_held);
         let demand = self
             .others(who)
             .filter(|holder| !holder.is_silent)
@@ -239,7 +240,7 @@ impl Limit {
 
         let kept = self.claim.filter(|claim| claim.who != who).map_or(0, |claim| claim.wanted);
         let (available, shared) = (available.saturating_sub(kept), free.saturating_sub(kept));
-        let share = if view.is_small(report.per_minute) { 0 } else { part(shared, report.demand, demand) };
+        let share = if view.is_small(per_minute) { 0 } else { part(shared, report.demand, demand) };
         let ahead = share.min(available / 2);
         let met = report.wanted <= available;
         let headroom = if met { ahead.max(report.wanted) } else { ahead };

@@ -19,7 +19,7 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn view(me: u64, nodes: u64) -> View {
-    View { me: NodeId::new(me), ready: (1..=nodes).map(NodeId::new).collect(), members: nodes }
+    View { me: NodeId::new(me), ready: (1..=nodes).map(NodeId::new).collect(), members: nodes, cut_off: false }
 }
 
 struct Node {
@@ -308,6 +308,17 @@ proptest! {
             let most = per_minute + leave + parts;
             prop_assert!(world.used() <= most, "{} of {per_minute}, at most {most}", world.used());
         }
+    }
+
+    #[test]
+    fn no_two_parts_of_a_cluster_share_out_more_than_the_limit(limit: u64, nodes in 1..12u64, few in 0..6u64) {
+        let few = few.min(nodes.div_ceil(2) - 1);
+        let whole = view(1, nodes);
+        let cut_off = View { ready: whole.ready[..few as usize].to_vec(), members: nodes, cut_off: true, ..whole.clone() };
+
+        prop_assert_eq!(whole.leave(limit), limit);
+        prop_assert!(cut_off.leave(limit) <= limit / 2);
+        prop_assert!(u128::from(cut_off.leave(limit)) >= (u128::from(limit) * u128::from(few) / u128::from(nodes)));
     }
 
     #[test]

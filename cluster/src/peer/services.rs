@@ -26,4 +26,6 @@ impl Service {
     pub const RATES: Self = Self(12);
     /// What the asking node uses and wants of slots that the asked one lends.
     pub const SLOTS: Self = Self(13);
+    /// Leave for requests a second of keys that the asked node owns.
+    pub const PACE: Self = Self(14);
 }

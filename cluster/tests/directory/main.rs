@@ -238,7 +238,7 @@ tenants:
 keys:
   none: {}
   both: { secret: "tooshort", hash: "b3:12", tenant: acne }
-  wrong: { hash: nothex, rpm: 0, tpm: 0, max_parallel: 0, expires: tomorrow, models: [emty, "opnai/*", "*x", no-such] }
+  wrong: { hash: nothex, rps: 0, rpm: 0, tpm: 0, max_parallel: 0, expires: tomorrow, models: [emty, "opnai/*", "*x", no-such] }
 "#,
     );
     let wanted = [
@@ -281,6 +281,7 @@ keys:
         "keys.none: has neither",
         "keys.wrong.hash: is not `b3:`",
         "keys.wrong.models.2: `*x` has a star",
+        "keys.wrong.rps: is 0",
         "keys.wrong.rpm: is 0",
         "keys.wrong.tpm: is 0",
         "keys.wrong.max_parallel: is 0",

@@ -220,6 +220,9 @@ pub struct CreateArgs {
     /// A model or route it may use; may be said several times. Left out: all.
     #[arg(long = "model", value_name = "MODEL")]
     pub models: Vec<String>,
+    /// Requests a second.
+    #[arg(long)]
+    pub rps: Option<u32>,
     /// Requests within any 60 seconds.
     #[arg(long)]
     pub rpm: Option<u32>,
@@ -497,8 +500,12 @@ impl CreateArgs {
                 spec.insert(field.to_owned(), json!(list));
             }
         }
-        let numbers =
-            [("rpm", self.rpm.map(u64::from)), ("tpm", self.tpm), ("max_parallel", self.max_parallel.map(u64::from))];
+        let numbers = [
+            ("rps", self.rps.map(u64::from)),
+            ("rpm", self.rpm.map(u64::from)),
+            ("tpm", self.tpm),
+            ("max_parallel", self.max_parallel.map(u64::from)),
+        ];
         for (field, number) in numbers {
             if let Some(number) = number {
                 spec.insert(field.to_owned(), number.into());

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cluster::clock;
 use cluster::id::NodeId;
+use cluster::limits::pace::{Ask, Given};
 use cluster::limits::slots::{Lent, Told};
 use cluster::limits::table::Table;
 use cluster::limits::{ASK_WITHIN, Answer, FRAME_EVERY, Frame, REPORTS_MAX, Report, View};
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
+use super::pace::Pace;
 use super::slots::{self, Slots};
 use super::{Inner, Member};
 use crate::config::reload::describe;
@@ -103,6 +105,7 @@ impl Handler for Answering {
 struct FromHere {
     rates: Arc<Rates>,
     slots: Arc<Slots>,
+    pace: Arc<Pace>,
     inner: std::sync::Weak<Inner>,
 }
 
@@ -124,15 +127,20 @@ impl Owners for FromHere {
         async move { slots.ask(inner, told).await }.boxed()
     }
 
-    fn part(&self, key: u64, per_minute: u64) -> u64 {
-        self.rates.view.load().part(key, per_minute)
+    fn ask_pace(&self, ask: Ask) -> BoxFuture<'static, Option<Given>> {
+        let (pace, inner) = (Arc::clone(&self.pace), std::sync::Weak::clone(&self.inner));
+        async move { pace.ask(inner, ask).await }.boxed()
+    }
+
+    fn part(&self, key: u64, limit: u64) -> u64 {
+        self.rates.view.load().part(key, limit)
     }
 }
 
 /// From now on the limits of this node's keys are those of all nodes.
 pub fn share(member: &Member, gateway: Arc<Gateway>) {
-    let (rates, slots, inner) = (Arc::clone(&member.0.rates), Arc::clone(&member.0.slots), Arc::downgrade(&member.0));
-    gateway.queue.share(Arc::new(FromHere { rates, slots, inner }));
+    let (rates, slots, pace) = (Arc::clone(&member.0.rates), Arc::clone(&member.0.slots), Arc::clone(&member.0.pace));
+    gateway.queue.share(Arc::new(FromHere { rates, slots, pace, inner: Arc::downgrade(&member.0) }));
     member.0.tasks.spawn("slots", slots::tell(Arc::clone(&member.0), Arc::clone(&gateway)));
     member.0.tasks.spawn("rates", tell(Arc::clone(&member.0), gateway));
 }
@@ -181,14 +189,21 @@ fn told(answer: Result<Answer, CallError>, owner: NodeId) -> Option<Answer> {
 /// Who is there, by gossip; who votes counts as there.
 pub(super) fn view(inner: &Inner) -> View {
     let me = inner.introduction.me;
-    let voters = inner.consensus.metrics().borrow().membership_config.voter_ids().count();
-    let (ready, alive) = match inner.gossip.get() {
-        Some(membership) => {
-            let members = membership.members();
-            let members = members.borrow();
-            (members.ready().map(|member| member.node).collect(), members.alive().count())
-        }
-        None => (Vec::new(), 1),
+    let metrics = inner.consensus.metrics();
+    let metrics = metrics.borrow();
+    let voters = || metrics.membership_config.voter_ids();
+    let many = |nodes: usize| u64::try_from(nodes).unwrap_or(u64::MAX);
+    let Some(membership) = inner.gossip.get() else {
+        return View { me, members: many(voters().count().max(1)), ..View::default() };
     };
-    View { me, ready, members: u64::try_from(alive.max(voters)).unwrap_or(u64::MAX) }
+    let members = membership.members();
+    let members = members.borrow();
+    let there = voters().filter(|voter| members.alive().any(|member| member.node == *voter)).count();
+    let (alive, voters) = (members.alive().count(), voters().count());
+    View {
+        me,
+        ready: members.ready().map(|member| member.node).collect(),
+        members: many(alive.max(voters)),
+        cut_off: 2 * there <= voters,
+    }
 }

@@ -44,6 +44,10 @@ impl Owners for From {
         std::future::ready(None).boxed()
     }
 
+    fn ask_pace(&self, _ask: pace::Ask) -> BoxFuture<'static, Option<pace::Given>> {
+        std::future::ready(None).boxed()
+    }
+
     fn part(&self, key: u64, per_minute: u64) -> u64 {
         self.view.part(key, per_minute)
     }
@@ -54,7 +58,7 @@ fn nodes(owner: Option<&Arc<Owner>>) -> [Queue; 3] {
         let config = QueueConfig { requests_max: NonZeroU32::new(1_000).expect("not zero") };
         let queue = Queue::new(&config, clock::now());
         let ready = vec![NodeId::new(1), NodeId::new(2), NodeId::new(3)];
-        let view = View { me: NodeId::new(me), ready, members: 3 };
+        let view = View { me: NodeId::new(me), ready, members: 3, cut_off: false };
         queue.share(Arc::new(From { owner: owner.cloned(), view }));
         queue
     })
@@ -90,7 +94,7 @@ fn owner() -> Arc<Owner> {
 }
 
 fn limits(rpm: Option<u32>, tpm: Option<u64>) -> Limits {
-    Limits { key_id: 7, rpm, tpm, max_parallel: None }
+    Limits { key_id: 7, rps: None, rpm, tpm, max_parallel: None }
 }
 
 async fn passes(queue: &Queue, limits: &Limits, tokens: u64) -> bool {
@@ -219,7 +223,7 @@ async fn requests_of_one_key_that_wait_leave_places_for_others() {
     let all = (0..990).map(|_| passes(&nodes[0], &limits, 0));
     let other = async {
         tokio::task::yield_now().await;
-        let known = Limits { key_id: 8, rpm: None, tpm: None, max_parallel: None };
+        let known = Limits { key_id: 8, rps: None, rpm: None, tpm: None, max_parallel: None };
         (nodes[0].in_flight(), nodes[0].enter(&known, 0, clock::now()).await.is_ok())
     };
 

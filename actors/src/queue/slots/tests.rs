@@ -1,6 +1,7 @@
 use std::num::NonZeroU32;
 
 use cluster::id::NodeId;
+use cluster::limits::pace;
 use cluster::limits::slots::lender::Lender;
 use cluster::limits::slots::{Frame, Roll, SETTLES_IN};
 use cluster::limits::{Answer, Report, View};
@@ -34,6 +35,10 @@ impl Owners for From {
         .boxed()
     }
 
+    fn ask_pace(&self, _ask: pace::Ask) -> BoxFuture<'static, Option<pace::Given>> {
+        std::future::ready(None).boxed()
+    }
+
     fn part(&self, _key: u64, per_minute: u64) -> u64 {
         per_minute / 3
     }
@@ -41,7 +46,7 @@ impl Owners for From {
 
 fn lender() -> Arc<Mutex<Lender>> {
     let me = NodeId::new(1);
-    let view = View { me, ready: vec![me], members: 3 };
+    let view = View { me, ready: vec![me], members: 3, cut_off: false };
     let roll = Roll { view, lives: vec![1], alive: [1, 2, 3].map(NodeId::new).to_vec() };
     let mut lender = Lender::default();
     lender.see(&roll, Duration::ZERO);
@@ -62,7 +67,7 @@ fn nodes(owner: Option<&Arc<Mutex<Lender>>>) -> [Queue; 3] {
 }
 
 fn limits(max: u32, rpm: Option<u32>) -> Limits {
-    Limits { key_id: KEY, rpm, tpm: None, max_parallel: Some(max) }
+    Limits { key_id: KEY, rps: None, rpm, tpm: None, max_parallel: Some(max) }
 }
 
 async fn enter(queue: &Queue, max: u32) -> Result<Turn, QueueError> {

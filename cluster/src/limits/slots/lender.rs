@@ -78,7 +78,8 @@ impl Lender {
         self.prune(now);
         let who = (from, frame.life);
         let own = frame.told.iter().filter(|told| self.roll.view.owner(told.key) == Some(self.roll.view.me));
-        let own: Vec<Told> = own.copied().collect();
+        let leave = |max: u32| u32::try_from(self.roll.view.leave(max.into())).unwrap_or(max);
+        let own: Vec<Told> = own.map(|told| Told { max: leave(told.max), ..*told }).collect();
         let noted: Vec<Told> = own.into_iter().filter(|told| self.note(who, told, now)).collect();
         if frame.all && frame.stamp == self.stamp {
             self.take_for_all(who, frame);

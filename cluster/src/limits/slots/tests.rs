@@ -23,7 +23,7 @@ fn ms(ms: u64) -> Duration {
 fn roll(me: usize, there: &BTreeSet<usize>, lives: &[u64]) -> Roll {
     let id = |node: &usize| NodeId::new(*node as u64 + 1);
     let ready: Vec<NodeId> = there.iter().map(id).collect();
-    let view = View { me: id(&me), members: ready.len() as u64, ready: ready.clone() };
+    let view = View { me: id(&me), members: ready.len() as u64, ready: ready.clone(), cut_off: false };
     Roll { view, lives: there.iter().map(|node| lives[*node]).collect(), alive: ready }
 }
 
@@ -555,6 +555,25 @@ fn a_process_that_begins_lends_nothing_before_it_has_heard_of_the_others() {
         tell(&mut lender, &all, *other, sequence, ms(600));
     }
     assert_eq!(tell(&mut lender, &all, me, 9, ms(600)), Some((1, true)), "all have told");
+}
+
+/// Others may be lending the same slots, in the part of the cluster that has the majority.
+#[test]
+fn who_sees_no_majority_lends_no_more_than_the_even_parts_of_those_it_sees() {
+    let seen = roll(0, &BTreeSet::from([0, 1]), &[1; 5]);
+    let roll = Roll { view: View { members: 5, cut_off: true, ..seen.view.clone() }, ..seen };
+    let me = roll.view.me;
+    let key = (0..1_000).find(|key| roll.view.owner(*key) == Some(me)).unwrap();
+    let mut lender = Lender::default();
+    lender.see(&roll, ms(0));
+    let mut lend = |max, sequence| {
+        let told = vec![Told { key, max, sequence, used: 0, wanted: max }];
+        let frame = Frame { life: 1, stamp: roll.stamp(), sequence, all: false, told };
+        lender.hear(me, &frame, SETTLES_IN + ms(1)).lent[0]
+    };
+
+    assert_eq!(lend(10, 1), Lent { key, lent: 4, settled: true });
+    assert_eq!(lend(2, 2), Lent { key, lent: 0, settled: true });
 }
 
 /// Nothing was asked between two questions that were lost two seconds apart, so nothing is known of the owner.
