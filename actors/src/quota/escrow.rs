@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
-use super::held::{Demand, Held, Patience, Refused};
+use super::held::{Demand, Held, Patience, Refused, Reserved};
 use super::metrics;
 
 /// The ledger is spoken to at least so often while anything is to be said.
@@ -165,10 +165,10 @@ impl Escrow {
         until: Instant,
     ) -> Result<Hold, NotReserved> {
         let began = now();
-        let (waiting, todo) = {
-            let mut held = self.0.held.lock();
-            let waiting = held.reserve(&demands, patience, began).map_err(NotReserved::Refused)?;
-            (waiting, held.todo(&demands, began))
+        let reserved = self.0.held.lock().reserve(&demands, patience, began).map_err(NotReserved::Refused)?;
+        let (waiting, todo) = match reserved {
+            Reserved::Taken(todo) => (None, todo),
+            Reserved::Waits(waiting, todo) => (Some(waiting), todo),
         };
         if todo.say {
             self.0.say.notify_one();

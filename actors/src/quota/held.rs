@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use cluster::ledger::accounts::{Place, Told, UserId};
 use cluster::ledger::book::{Standing, Statement};
 use cluster::ledger::lease::{Lack, Lease, Mark};
+use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
 /// Attempts that stand in line. More are refused.
@@ -165,7 +166,8 @@ fn amount_at(demands: &[Demand], place: Place) -> u64 {
 /// As the module says.
 #[derive(Default)]
 pub struct Held {
-    spots: HashMap<Place, Spot>,
+    /// Looked up several times by every attempt. Nobody outside chooses places: end users are in them as a hash.
+    spots: HashMap<Place, Spot, RandomState>,
     waiting: usize,
     /// When the ledger last answered.
     answered_at: Option<Instant>,
@@ -185,14 +187,25 @@ pub struct Todo {
     pub mark: bool,
 }
 
+impl Todo {
+    fn and(self, other: Self) -> Self {
+        Self { say: self.say | other.say, mark: self.mark | other.mark }
+    }
+}
+
+/// What became of an attempt, and what is to be done now.
+pub enum Reserved {
+    Taken(Todo),
+    /// It stands in line, and is answered there.
+    Waits(oneshot::Receiver<Result<(), Refused>>, Todo),
+}
+
 impl Held {
-    /// Takes everything, or hands `answer` to a line. `None`: it was taken, and there is no answer to wait for.
-    pub fn reserve(
-        &mut self,
-        demands: &Arc<[Demand]>,
-        patience: Patience,
-        now: Instant,
-    ) -> Result<Option<oneshot::Receiver<Result<(), Refused>>>, Refused> {
+    /// Takes everything, or stands in line for it.
+    pub fn reserve(&mut self, demands: &Arc<[Demand]>, patience: Patience, now: Instant) -> Result<Reserved, Refused> {
+        if let Some(todo) = self.take_at_once(demands, now) {
+            return Ok(Reserved::Taken(todo));
+        }
         let is_new = |demand: &Demand| demand.place.user != UserId::NOBODY && !self.spots.contains_key(&demand.place);
         if self.spots.len() >= PLACES_MAX && demands.iter().any(is_new) {
             return Err(Refused::Full);
@@ -207,7 +220,7 @@ impl Held {
             None => match self.take(demands) {
                 Ok(()) => {
                     self.note(demands, now);
-                    return Ok(None);
+                    return Ok(Reserved::Taken(self.todo(demands, now)));
                 }
                 Err((place, _lack)) => place,
             },
@@ -223,7 +236,39 @@ impl Held {
         self.waiting += 1;
         let waiting = Waiting { demands: Arc::clone(demands), since: now, patience, answer };
         self.spots.entry(at).or_default().line.push_back(waiting);
-        Ok(Some(answered))
+        Ok(Reserved::Waits(answered, self.todo(demands, now)))
+    }
+
+    /// What nearly every attempt finds: enough of everything, and nobody who waits for it. Otherwise nothing has changed.
+    fn take_at_once(&mut self, demands: &[Demand], now: Instant) -> Option<Todo> {
+        if self.closed {
+            return None;
+        }
+        for (index, demand) in demands.iter().enumerate() {
+            let spot = self.spots.get_mut(&demand.place).filter(|spot| !spot.over && spot.line.is_empty());
+            let taken = spot.is_some_and(|spot| spot.lease.reserve(demand.amount).is_ok());
+            if !taken {
+                self.put_back(&demands[..index]);
+                return None;
+            }
+        }
+        let mut todo = Todo::default();
+        for demand in demands {
+            let Some(spot) = self.spots.get_mut(&demand.place) else { continue };
+            spot.wanted_at = Some(now);
+            spot.pace.note(demand.amount, now);
+            todo = todo.and(spot.todo(demand.place, now));
+        }
+        Some(todo)
+    }
+
+    /// Without a look at who waits for it.
+    fn put_back(&mut self, taken: &[Demand]) {
+        for demand in taken {
+            if let Some(spot) = self.spots.get_mut(&demand.place) {
+                spot.lease.release(demand.amount);
+            }
+        }
     }
 
     /// What is really taken says how much will be: not what somebody asked for who then did with less.
@@ -248,11 +293,7 @@ impl Held {
                 spot.lease.reserve(demand.amount)
             };
             if let Err(lack) = reserved {
-                for taken in &demands[..index] {
-                    if let Some(spot) = self.spots.get_mut(&taken.place) {
-                        spot.lease.release(taken.amount);
-                    }
-                }
+                self.put_back(&demands[..index]);
                 return Err((demand.place, lack));
             }
         }
@@ -261,11 +302,7 @@ impl Held {
 
     /// What was taken is not used.
     pub fn release(&mut self, demands: &[Demand]) {
-        for demand in demands {
-            if let Some(spot) = self.spots.get_mut(&demand.place) {
-                spot.lease.release(demand.amount);
-            }
-        }
+        self.put_back(demands);
         for demand in demands {
             self.serve(demand.place);
         }
@@ -273,13 +310,17 @@ impl Held {
 
     /// What was taken has been used so far, in the order of the demands; the rest comes back.
     pub fn settle(&mut self, demands: &[Demand], used: &[u64]) {
+        let mut waited_for = false;
         for (demand, used) in demands.iter().zip(used) {
             if let Some(spot) = self.spots.get_mut(&demand.place) {
                 spot.lease.settle(demand.amount, *used);
+                waited_for |= !spot.line.is_empty();
             }
         }
-        for demand in demands {
-            self.serve(demand.place);
+        if waited_for {
+            for demand in demands {
+                self.serve(demand.place);
+            }
         }
     }
 
@@ -301,11 +342,7 @@ impl Held {
                         continue;
                     }
                     // It left between the two: nobody will release this but us.
-                    for demand in waiting.demands.iter() {
-                        if let Some(spot) = self.spots.get_mut(&demand.place) {
-                            spot.lease.release(demand.amount);
-                        }
-                    }
+                    self.put_back(&waiting.demands);
                 }
                 Err((lacking, _lack)) if lacking == place => {
                     if let Some(spot) = self.spots.get_mut(&place) {
@@ -470,15 +507,11 @@ impl Held {
     pub fn marks(&mut self, now: Instant) -> Vec<(Place, Mark)> {
         let mut marks = Vec::new();
         for (place, spot) in &mut self.spots {
-            let first = spot.first(*place).unwrap_or_default();
-            let chunk = (spot.pace.ahead(now) / MARKS_AHEAD).max(spot.pace.largest).max(first);
-            let (room, ready) = (spot.lease.room(), spot.lease.ready());
-            let short = ready < room && (ready < chunk / 2 || ready < first);
             // More was used than was set aside: else the next life's proof would say less than was reported.
             let behind = spot.lease.busy() > spot.lease.mark().reach;
-            if (short || behind) && !spot.marking {
+            if !spot.marking && (behind || spot.is_short(*place, now)) {
                 spot.marking = true;
-                marks.push((*place, spot.lease.wanted(chunk)));
+                marks.push((*place, spot.lease.wanted(spot.chunk(*place, now))));
             }
         }
         marks
@@ -497,16 +530,9 @@ impl Held {
         }
     }
 
-    pub fn todo(&self, demands: &[Demand], now: Instant) -> Todo {
-        let mut todo = Todo::default();
-        for demand in demands {
-            let Some(spot) = self.spots.get(&demand.place) else { continue };
-            let ahead = spot.pace.ahead(now);
-            todo.say |= spot.lease.idle() < ahead / 2 || !spot.line.is_empty();
-            todo.mark |=
-                spot.lease.ready() < spot.lease.room() && (spot.lease.ready() < ahead / 2 || !spot.line.is_empty());
-        }
-        todo
+    fn todo(&self, demands: &[Demand], now: Instant) -> Todo {
+        let of = |demand: &Demand| self.spots.get(&demand.place).map(|spot| spot.todo(demand.place, now));
+        demands.iter().filter_map(of).fold(Todo::default(), Todo::and)
     }
 
     /// Whether the ledger has answered within `lately`, whatever it was asked: it is one for all budgets, and says nothing
@@ -549,6 +575,29 @@ impl Held {
 }
 
 impl Spot {
+    fn todo(&self, place: Place, now: Instant) -> Todo {
+        if !self.line.is_empty() {
+            return Todo { say: true, mark: self.lease.ready() < self.lease.room() };
+        }
+        let ahead = self.wanted_ahead(false, now);
+        let wants = self.lease.statement(ahead.saturating_sub(self.lease.idle()), 0).wants;
+        // What was asked for already need not be asked for again at once.
+        let say = ahead > 0 && wants > self.said.unwrap_or_default().wants;
+        Todo { say, mark: !self.marking && self.is_short(place, now) }
+    }
+
+    /// What a mark is to leave room for.
+    fn chunk(&self, place: Place, now: Instant) -> u64 {
+        let first = self.first(place).unwrap_or_default();
+        (self.pace.ahead(now) / MARKS_AHEAD).max(self.pace.largest).max(first)
+    }
+
+    /// Whether the disk has to hear of more before it is needed.
+    fn is_short(&self, place: Place, now: Instant) -> bool {
+        let (room, ready) = (self.lease.room(), self.lease.ready());
+        ready < room && (ready < self.chunk(place, now) / 2 || ready < self.first(place).unwrap_or_default())
+    }
+
     fn statement(&mut self, place: Place, now: Instant) -> Option<Statement> {
         let recalled = self.standing.is_some_and(|standing| standing.recall);
         let unused = self.wanted_at.is_none_or(|at| now.saturating_duration_since(at) >= IDLE_MAX);
@@ -608,7 +657,10 @@ mod tests {
         let later = now + DOUBT_MAX;
         let mut held = Held::default();
         let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
-        let mut wait = || held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap().unwrap();
+        let mut wait = || match held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap() {
+            Reserved::Waits(answer, _todo) => answer,
+            Reserved::Taken(_todo) => panic!("nothing is granted yet"),
+        };
         let (mut answer, mut second) = (wait(), wait());
 
         let some = Standing { granted: 3, limit: 100, held: 3, ..Standing::default() };
