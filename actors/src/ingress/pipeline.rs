@@ -12,6 +12,7 @@ mod reply;
 mod scope;
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ use tracing::error;
 
 use self::attempt::Attempts;
 pub use self::cuts::Cuts;
-use self::cuts::Listener;
+use self::cuts::Since;
 use self::record::{Cached, Record};
 use crate::breaker::{self, Breakers};
 use crate::cache::answer::Answer;
@@ -92,7 +93,7 @@ pub struct Gateway {
 struct Chat {
     published: Arc<Published>,
     principal: Principal,
-    cuts: Listener,
+    since: Since,
     route: Arc<Route>,
     request: Arc<ChatRequest>,
     raw: Bytes,
@@ -119,7 +120,8 @@ impl Gateway {
         let dialect = api::dialect_of(request.uri().path(), request.headers());
         let request_id: Arc<str> = Arc::from(info.request_id.as_str());
         let http2 = request.version() == http::Version::HTTP_2;
-        let path = AssertUnwindSafe(self.path(request, &info, Arc::clone(&request_id)));
+        // Boxed: on its way to the connection this future is moved several times.
+        let path = AssertUnwindSafe(Box::pin(self.path(request, &info, Arc::clone(&request_id))));
         let mut response = path.catch_unwind().await.unwrap_or_else(|_panic| {
             error!(%request_id, "a request panicked; this is a defect");
             Failure::Internal.answer(dialect, &request_id, http2)
@@ -171,7 +173,7 @@ impl Gateway {
         let endpoint = api::endpoint(&parts.method, path, &parts.headers).map_err(|error| api_failure(error, path))?;
         record.operation = endpoint.operation.name();
 
-        let cuts = self.cuts.listen();
+        let since = self.cuts.now();
         let published = self.published.load_full();
         let principal = identity::authenticate(
             &published.directory,
@@ -199,20 +201,20 @@ impl Gateway {
             Operation::Chat => {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
-                let request = dialect.decode_request(&raw).map_err(Failure::Invalid)?;
-                let chat =
-                    self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record).await?;
+                let request = Arc::new(dialect.decode_request(&raw).map_err(Failure::Invalid)?);
+                let headers = Arc::new(parts.headers);
+                let chat = self.let_in(published, principal, since, request, raw, dialect, headers, record).await?;
                 let deadline = info.arrived_at + chat.route.timeout.map_or(timeout, |own| own.min(timeout));
                 self.chat_unless_cut(Chat { deadline, ..chat }, record).await
             }
             Operation::CountTokens => {
                 let timeout = self.timeout(&parts.headers)?;
                 let raw = self.read(body, &parts.headers).await?;
-                let request = dialect.decode_count_request(&raw).map_err(Failure::Invalid)?;
-                let chat =
-                    self.let_in(published, principal, cuts, request, raw, dialect, parts.headers, record).await?;
+                let request = Arc::new(dialect.decode_count_request(&raw).map_err(Failure::Invalid)?);
+                let headers = Arc::new(parts.headers);
+                let chat = self.let_in(published, principal, since, request, raw, dialect, headers, record).await?;
                 let chat = Chat { deadline: info.arrived_at + timeout, ..chat };
-                Ok(Answered::Now(reply::count_tokens(self, chat, record).await))
+                Ok(Answered::Now(Box::pin(reply::count_tokens(self, chat, record)).await))
             }
         }
     }
@@ -262,11 +264,11 @@ impl Gateway {
         &self,
         published: Arc<Published>,
         principal: Principal,
-        cuts: Listener,
-        request: ChatRequest,
+        since: Since,
+        request: Arc<ChatRequest>,
         raw: Bytes,
         dialect: Dialect,
-        headers: HeaderMap,
+        headers: Arc<HeaderMap>,
         record: &mut Record,
     ) -> Result<Chat, Failure> {
         record.model = Some(shown(&request.model));
@@ -297,12 +299,12 @@ impl Gateway {
         Ok(Chat {
             published,
             principal,
-            cuts,
+            since,
             route,
-            request: Arc::new(request),
+            request,
             raw,
             dialect,
-            headers: Arc::new(headers),
+            headers,
             request_id: Arc::clone(&record.request_id),
             deadline: record.started,
         })
@@ -310,16 +312,18 @@ impl Gateway {
 
     /// As [`chat`](Self::chat), for as long as the key's requests may run. A stream that has begun listens on.
     async fn chat_unless_cut(self: &Arc<Self>, chat: Chat, record: &mut Record) -> Result<Answered, Failure> {
-        let (key, mut cuts) = (chat.principal.hash, chat.cuts.clone());
+        let (since, key) = (chat.since, chat.principal.hash);
+        // Pinned where it is made: `select!` would move all of it.
+        let mut answered = pin!(self.chat(&chat, record));
         tokio::select! {
             biased;
-            answered = self.chat(chat, record) => answered,
-            () = cuts.cut(key) => Err(Failure::RevokedKey),
+            answered = &mut answered => answered,
+            () = self.cuts.heard(since, key) => Err(Failure::RevokedKey),
         }
     }
 
     /// From the cache, from a call that is under way, or from a provider.
-    async fn chat(self: &Arc<Self>, chat: Chat, record: &mut Record) -> Result<Answered, Failure> {
+    async fn chat(self: &Arc<Self>, chat: &Chat, record: &mut Record) -> Result<Answered, Failure> {
         let asked = Directives::of(&chat.headers);
         let drain = chat.route.disconnect == Disconnect::Drain;
         let policy = Policy {
@@ -328,14 +332,14 @@ impl Gateway {
             runs_on: drain,
         };
         let namespace = namespace(&chat.headers)?;
-        let place = match self.place(&chat, asked, namespace) {
+        let place = match self.place(chat, asked, namespace) {
             Ok(place) => place,
             Err(_why) if asked.only_if_cached => return Err(Failure::NotCached),
             Err(why) => {
                 record.cached = Some(Cached::Bypass);
                 record.why_bypassed = Some(why);
-                let supply = if drain { self.launch_alone(&chat, policy) } else { self.direct(&chat) };
-                return reply::answer(chat, supply, record).await;
+                let supply = if drain { self.launch_alone(chat, policy) } else { self.direct(chat) };
+                return reply::answer(&self.cuts, chat, supply, record).await;
             }
         };
         let mut why = "shared_calls_failed";
@@ -344,13 +348,13 @@ impl Gateway {
             let (supply, joined) = match found {
                 Found::Hit(answer, age) => {
                     record.cached = Some(Cached::Hit);
-                    return reply::hit(&chat, &answer, age, record);
+                    return reply::hit(chat, &answer, age, record);
                 }
                 Found::Absent => return Err(Failure::NotCached),
                 Found::Joined(reader) => (Supply::flight(reader), true),
                 Found::Leads(pilot, reader) => {
-                    let call = self.call(&chat, pilot, Some((place.0, place.1, policy)));
-                    (self.launch(&chat, call, reader), false)
+                    let call = self.call(chat, pilot, Some((place.0, place.1, policy)));
+                    (self.launch(chat, call, reader), false)
                 }
             };
             record.cached = Some(if joined { Cached::Coalesced } else { Cached::Miss });
@@ -360,7 +364,7 @@ impl Gateway {
                     why = "shared_call_capped";
                     break;
                 }
-                Ok(begun) => return reply::go_on(&chat, begun, record).await,
+                Ok(begun) => return reply::go_on(&self.cuts, chat, begun, record).await,
                 // The call of somebody else failed before it gave anything: his failure, or his haste, is not ours.
                 Err(_failure) if joined && clock::now() < chat.deadline => {}
                 Err(failure) => return Err(failure),
@@ -368,8 +372,8 @@ impl Gateway {
         }
         record.cached = Some(Cached::Bypass);
         record.why_bypassed = Some(why);
-        let supply = if drain { self.launch_alone(&chat, policy) } else { self.direct(&chat) };
-        reply::answer(chat, supply, record).await
+        let supply = if drain { self.launch_alone(chat, policy) } else { self.direct(chat) };
+        reply::answer(&self.cuts, chat, supply, record).await
     }
 
     /// Where the answer to this request is kept, or why it is not.
@@ -460,11 +464,13 @@ async fn fly(
     tools_kept: bool,
 ) {
     let abandoned = pilot.abandoned();
-    let call = answer(&gateway, attempts, &pilot, keep, tools_kept);
-    let end = tokio::select! {
-        end = call => end,
-        // Dropping the call tells the provider to stop and settles what went by.
-        () = abandoned.cancelled() => End::Broken(None),
+    let end = {
+        let mut call = pin!(answer(&gateway, attempts, &pilot, keep, tools_kept));
+        tokio::select! {
+            end = &mut call => end,
+            // Dropping the call tells the provider to stop and settles what went by.
+            () = abandoned.cancelled() => End::Broken(None),
+        }
     };
     pilot.land(end);
 }

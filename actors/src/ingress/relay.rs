@@ -353,7 +353,7 @@ fn has_content(piece: &Piece) -> bool {
 /// Where the pieces of an answer come from.
 pub enum Supply {
     /// Candidates are being tried; who has given a head so far is in the [`Head`].
-    Pending(BoxFuture<'static, Result<Live, Failure>>, Head),
+    Pending(BoxFuture<'static, Result<Box<Live>, Failure>>, Head),
     Live(Box<Live>),
     /// A call shared with others, what it cost once it has ended, and the call itself where this reader drives it.
     Flight(Reader<Arc<Failure>>, Option<NanoUsd>, Option<Drive>),
@@ -401,7 +401,7 @@ impl Supply {
     pub async fn next(&mut self) -> Result<Option<Piece>, Failure> {
         if let Self::Pending(attempts, _head) = self {
             let live = attempts.as_mut().await?;
-            *self = Self::Live(Box::new(live));
+            *self = Self::Live(live);
         }
         match self {
             Self::Live(live) => live.next().await,

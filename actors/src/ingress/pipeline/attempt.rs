@@ -93,7 +93,7 @@ impl Spend for Reservation {
 
 impl Attempts {
     /// Tries candidates until one gives content. The failure returned is the last real cause.
-    pub async fn run(mut self) -> Result<Live, Failure> {
+    pub async fn run(mut self) -> Result<Box<Live>, Failure> {
         let deadline = self.deadline;
         let budget = deadline.saturating_duration_since(self.started);
         match tokio::time::timeout_at(deadline.into(), self.through_candidates()).await {
@@ -102,7 +102,7 @@ impl Attempts {
         }
     }
 
-    async fn through_candidates(&mut self) -> Result<Live, Failure> {
+    async fn through_candidates(&mut self) -> Result<Box<Live>, Failure> {
         let route = Arc::clone(&self.route);
         let gateway = Arc::clone(&self.gateway);
         let now = clock::now();
@@ -113,7 +113,7 @@ impl Attempts {
         while let Some(candidate) = plan.candidates.get(index) {
             let then = self.candidate(candidate.target, plan.following(index), false, &mut last).await;
             match then {
-                Then::Answer(live) => return Ok(*live),
+                Then::Answer(live) => return Ok(live),
                 Then::Skip => index += 1,
                 Then::Next(pause) => {
                     tokio::time::sleep(pause).await;
@@ -132,7 +132,7 @@ impl Attempts {
             && let Some(candidate) = plan.candidates.first()
             && let Then::Answer(live) = self.candidate(candidate.target, Following::Nothing, true, &mut last).await
         {
-            return Ok(*live);
+            return Ok(live);
         }
         Err(last.unwrap_or_else(|| Failure::NoHealthyUpstream { route: route.name.to_string() }))
     }
@@ -219,7 +219,7 @@ impl Attempts {
             };
             tried.push(credential.index());
             let failed = match self.attempt(target, &provider, vendor, &credential, reservation, admission).await {
-                Ok(live) => return Then::Answer(Box::new(live)),
+                Ok(live) => return Then::Answer(live),
                 Err(failed) => failed,
             };
             self.tell(&provider, &failed);
@@ -297,7 +297,7 @@ impl Attempts {
         credential: &Credential,
         reservation: Reservation,
         admission: Admission,
-    ) -> Result<Live, Failed> {
+    ) -> Result<Box<Live>, Failed> {
         let cap = reservation.cap();
         let body = self.body(target, provider, vendor, cap)?;
         self.made += 1;
@@ -416,17 +416,18 @@ impl Attempts {
         response: Response<UpstreamBody>,
         receipts: Receipts,
         first_by: Instant,
-    ) -> Result<Live, Failed> {
+    ) -> Result<Box<Live>, Failed> {
         if response.status() != StatusCode::OK {
-            return Err(self.refused(&source, provider, credential, response, receipts).await);
+            // Boxed, as it is rare: the future of every attempt is as large as the largest it may wait for.
+            return Err(Box::pin(self.refused(&source, provider, credential, response, receipts)).await);
         }
         let streams = is_event_stream(response.headers());
         let body = response.into_body();
-        let mut live = if streams {
+        let mut live = Box::new(if streams {
             Live::stream(source.clone(), credential.clone(), body, receipts)
         } else {
             Live::whole(source.clone(), credential.clone(), body, receipts, self.gateway.reply_max())
-        };
+        });
         self.head.lock().answers = Some(source.clone());
         match tokio::time::timeout_at(first_by.into(), live.until_content()).await {
             Ok(Ok(())) => Ok(live),

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use cluster::clock;
-use cluster::directory::key::KeyHash;
 use cluster::ledger::money::NanoUsd;
+use futures_util::future::BoxFuture;
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response};
 use llm::chat::{ChatReply, Delta};
 use llm::dialect::Dialect;
 use llm::tokens;
 
-use super::cuts::Listener;
+use super::cuts::Cuts;
 use super::record::Record;
 use super::{Answered, Chat, Gateway};
 use crate::cache::answer::Answer;
@@ -74,16 +74,16 @@ pub async fn begin(mut supply: Supply, deadline: Instant, record: &mut Record) -
 }
 
 /// [`begin`] and [`go_on`].
-pub async fn answer(chat: Chat, supply: Supply, record: &mut Record) -> Result<Answered, Failure> {
+pub async fn answer(cuts: &Cuts, chat: &Chat, supply: Supply, record: &mut Record) -> Result<Answered, Failure> {
     let begun = begin(supply, chat.deadline, record).await?;
-    go_on(&chat, begun, record).await
+    go_on(cuts, chat, begun, record).await
 }
 
 /// The response to an answer that has begun.
-pub async fn go_on(chat: &Chat, begun: Begun, record: &mut Record) -> Result<Answered, Failure> {
+pub async fn go_on(cuts: &Cuts, chat: &Chat, begun: Begun, record: &mut Record) -> Result<Answered, Failure> {
     record.source = Some(begun.source.clone());
     if chat.request.stream {
-        let relay = Relay::new(chat, begun);
+        let relay = Relay::new(cuts.clone(), chat, begun);
         return Ok(Answered::Later(Box::new(move |record| relay.respond(record))));
     }
     let Begun { mut supply, first, source } = begun;
@@ -168,17 +168,18 @@ struct Relay {
     writer: Writer,
     dialect: Dialect,
     deadline: Instant,
-    key: Option<KeyHash>,
-    cuts: Listener,
+    /// Ends when the key's requests are to. Kept from chunk to chunk, so that it is woken without being asked anew.
+    cut: BoxFuture<'static, ()>,
     ended: bool,
 }
 
 impl Relay {
-    fn new(chat: &Chat, begun: Begun) -> Self {
+    fn new(cuts: Cuts, chat: &Chat, begun: Begun) -> Self {
         let Begun { supply, first, source: _ } = begun;
         let writer = Writer::new(chat.form());
-        let (key, cuts) = (chat.principal.hash, chat.cuts.clone());
-        Self { supply, first, writer, dialect: chat.dialect, deadline: chat.deadline, key, cuts, ended: false }
+        let (since, key) = (chat.since, chat.principal.hash);
+        let cut = Box::pin(async move { cuts.heard(since, key).await });
+        Self { supply, first, writer, dialect: chat.dialect, deadline: chat.deadline, cut, ended: false }
     }
 
     fn respond(self, mut record: Record) -> Response<Body> {
@@ -202,7 +203,7 @@ impl Relay {
                 let left = self.deadline.saturating_duration_since(clock::now());
                 let waited = tokio::select! {
                     biased;
-                    () = self.cuts.cut(self.key) => Ok(Err(Failure::RevokedKey)),
+                    () = &mut self.cut => Ok(Err(Failure::RevokedKey)),
                     step = tokio::time::timeout(PING_EVERY.min(left), self.supply.next()) => step,
                 };
                 match waited {
