@@ -10,7 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use storage::codec::{self, CodecError};
-use storage::log::{Failed, Log, ReadError, receipt};
+use storage::log::{Done, Failed, Log, ReadError, receipt};
+use tracing::warn;
 
 use crate::id::Incarnation;
 use crate::ledger::accounts::Place;
@@ -57,7 +58,6 @@ struct Inner {
 
 struct Kept {
     lives: Lives,
-    next: u64,
     /// Places from which on to prune.
     many: usize,
 }
@@ -71,7 +71,7 @@ impl Marks {
             let (_format, record) = codec::decode(&bytes, bytes.len() as u64).map_err(MarksError::Damaged)?;
             take(&mut lives, record);
         }
-        Ok(Self(Arc::new(Inner { log, kept: Mutex::new(Kept { lives, next: bounds.next, many: PLACES_MANY }) })))
+        Ok(Self(Arc::new(Inner { log, kept: Mutex::new(Kept { lives, many: PLACES_MANY }) })))
     }
 
     /// What every life that was begun here may have spent.
@@ -115,32 +115,42 @@ impl Marks {
     async fn write(&self, record: Record) -> Result<(), Failed> {
         let place = self.0.log.place(0).await;
         let (done, durable) = receipt();
-        let full = {
+        let many = {
             let mut kept = self.0.kept.lock();
             let bytes = bytes_of(&record);
             take(&mut kept.lives, record);
-            // In the lock: the next one's number follows on this one's.
-            self.0.log.append(place, kept.next, vec![bytes], done);
-            kept.next += 1;
-            kept.next - self.0.log.bounds().first >= RECORDS_MAX
+            self.append(&kept, place, bytes, done);
+            let bounds = self.0.log.bounds();
+            bounds.next - bounds.first >= RECORDS_MAX
         };
         durable.durable().await?;
-        if full { self.compact().await } else { Ok(()) }
+        if many && let Err(why) = self.compact().await {
+            // This one is durable, and the next one tries again.
+            warn!(%why, "marks of budgets could not be written as one");
+        }
+        Ok(())
+    }
+
+    /// Under the lock, so that the next one's number follows on this one's. The log knows it: after a full disk it has gone
+    /// back.
+    fn append(&self, _locked: &Kept, place: storage::log::Place, bytes: Bytes, done: Done) -> u64 {
+        let index = self.0.log.bounds().next;
+        self.0.log.append(place, index, vec![bytes], done);
+        index
     }
 
     async fn compact(&self) -> Result<(), Failed> {
         let (place, purge) = (self.0.log.place(0).await, self.0.log.place(0).await);
         let (done, written) = receipt();
-        let (gone, purged) = receipt();
-        {
-            let mut kept = self.0.kept.lock();
+        let all_at = {
+            let kept = self.0.kept.lock();
             let all = Record::All(kept.lives.clone());
-            self.0.log.append(place, kept.next, vec![bytes_of(&all)], done);
-            // In this order on the disk, too.
-            self.0.log.purge_to(purge, kept.next - 1, Bytes::new(), gone);
-            kept.next += 1;
-        }
+            self.append(&kept, place, bytes_of(&all), done)
+        };
+        // Before it is there, what it stands for is needed.
         written.durable().await?;
+        let (gone, purged) = receipt();
+        self.0.log.purge_to(purge, all_at.saturating_sub(1), Bytes::new(), gone);
         purged.durable().await
     }
 }
@@ -210,6 +220,41 @@ mod tests {
         drop(marks);
         disk.crash(2);
         assert_eq!(open(&disk).lives(), BTreeMap::from([(second, BTreeMap::new())]));
+    }
+
+    /// It fills up when all there is comes to be written as one: what is to be replaced by that stays.
+    #[tokio::test]
+    async fn a_full_disk_loses_no_mark_and_is_got_over() {
+        let disk = SimulatedDisk::new();
+        let marks = open(&disk);
+        let life = Incarnation::new(1);
+        let all = (0..2_000).map(|budget| (place(budget), Mark::to(budget))).collect();
+        marks.mark(life, all).await.unwrap();
+        for number in 1..RECORDS_MAX - 1 {
+            marks.mark(life, vec![(place(number % 5), Mark::to(number))]).await.unwrap();
+        }
+        let much = 1 << 30;
+        disk.set_capacity(Some(much));
+        let used = much - disk.disk().free_bytes().unwrap();
+
+        disk.set_capacity(Some(used + 4_000));
+        marks.mark(life, vec![(place(7), Mark::to(10_000))]).await.unwrap();
+        let known = marks.lives();
+        let mut refused = 0;
+        for _ in 0..200 {
+            refused += u32::from(marks.mark(life, vec![(place(8), Mark::to(10_000))]).await == Err(Failed::NoSpace));
+        }
+        assert!(refused > 0, "it is full");
+
+        disk.set_capacity(None);
+        marks.mark(life, vec![(place(9), Mark::to(10_000))]).await.unwrap();
+        drop(marks);
+        disk.crash(1);
+        let found = open(&disk).lives();
+        assert_eq!(found[&life].len(), 2_000);
+        for (place, mark) in &known[&life] {
+            assert!(found[&life][place].reach >= mark.reach, "{place:?}");
+        }
     }
 
     #[tokio::test]
