@@ -112,22 +112,29 @@ impl Queue {
         };
         // It may have waited.
         let now = if slot.is_some() { now.max(clock::now()) } else { now };
-        let pass = match limits.rps {
-            Some(per_second) => Some(self.pass(limits.key_id, per_second, now).await.inspect_err(|e| self.count(e))?),
-            None => None,
-        };
-        let now = if pass.is_some() { now.max(clock::now()) } else { now };
+        if let Some(per_second) = limits.rps {
+            // Who is refused in any case is counted nowhere.
+            self.is_due(limits.key_id, per_second).inspect_err(|error| self.count(error))?;
+        }
         let held = Held { _place: place, _slot: slot };
         let turn = match self.owners.get() {
             Some(owners) if limits.rpm.is_some() || limits.tpm.is_some() => {
-                self.enter_shared(owners.as_ref(), limits, tokens, now, held).await
+                self.enter_shared(owners.as_ref(), limits, tokens, now, held).await?
             }
-            Some(_) | None => self.enter_alone(limits, tokens, now, held),
+            Some(_) | None => self.enter_alone(limits, tokens, now, held)?,
         };
-        if let (Ok(_), Some(pass)) = (&turn, pass) {
-            pass.keep();
+        // Last, so that leave is used as soon as it is taken.
+        match limits.rps {
+            Some(per_second) => match self.pass(limits.key_id, per_second).await {
+                Ok(()) => Ok(turn),
+                Err(error) => {
+                    self.count(&error);
+                    turn.undo();
+                    Err(error)
+                }
+            },
+            None => Ok(turn),
         }
-        turn
     }
 
     fn enter_alone(&self, limits: &Limits, tokens: u64, now: Instant, held: Held) -> Result<Turn, QueueError> {
@@ -269,6 +276,15 @@ impl Turn {
     /// Where the key stood when the turn was given.
     pub fn standing(&self) -> Standing {
         self.standing
+    }
+
+    /// The request was not let in after all: nothing of it counts.
+    fn undo(self) {
+        if let Some(Entry { used, estimate, second, .. }) = &self.entry {
+            let mut used = used.lock();
+            used.requests.window.take_back(*second, 1);
+            used.tokens.window.take_back(*second, *estimate);
+        }
     }
 
     /// The request is over and used this many tokens.

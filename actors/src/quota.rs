@@ -14,6 +14,7 @@ use cluster::directory::budget::Budget;
 use cluster::directory::price::{Price, TokenCounts};
 use cluster::ledger::accounts::{Place, USERS_MAX, UserId};
 use cluster::ledger::money::NanoUsd;
+use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tracing::warn;
 
 use self::cap::{Asked, Rights};
 use self::escrow::{Escrow, NotReserved};
-use self::held::Refused;
+use self::held::{Demand, Refused};
 
 /// Output tokens a provider may bill beyond those that were seen when a call is cut.
 pub const CANCEL_SLACK: u64 = 256;
@@ -38,7 +39,7 @@ pub struct Quota(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     next: AtomicU64,
-    accounts: RwLock<HashMap<Account, Arc<Counters>>>,
+    accounts: RwLock<HashMap<Account, Arc<Counters>, RandomState>>,
     /// `None`: there are no budgets.
     escrow: Option<Escrow>,
     /// Of budgets that denied something.
@@ -144,9 +145,10 @@ impl Quota {
     }
 }
 
-fn unreserved(error: &NotReserved, places: &[Place], budgets: &[Arc<Budget>]) -> QuotaError {
+/// `demands` are those of the budgets, as far as there are any yet.
+fn unreserved(error: &NotReserved, demands: &[Demand], budgets: &[Arc<Budget>]) -> QuotaError {
     let named = |place: &Place| {
-        let budget = places.iter().zip(budgets).find(|(at, _)| *at == place).map(|(_, budget)| &budget.name);
+        let budget = demands.iter().zip(budgets).find(|(at, _)| at.place == *place).map(|(_, budget)| &budget.name);
         budget.cloned().unwrap_or_default()
     };
     match error {

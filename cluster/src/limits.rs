@@ -119,7 +119,7 @@ pub struct View {
     pub me: NodeId,
     /// Who may own limits.
     pub ready: Vec<NodeId>,
-    /// Who may use them: all that are alive, and as many as there are voters at least.
+    /// Who may use them: all that are alive, and as many as belong to the cluster at least.
     pub members: u64,
     /// A majority of those who vote is not there: others may be sharing out the same limits.
     pub cut_off: bool,

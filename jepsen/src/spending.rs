@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actors::quota::escrow::{Hold, NotReserved};
+use actors::quota::escrow::{Hold, NotReserved, Places};
 use actors::quota::held::{DOUBT_MAX, Demand, Patience, Refused};
 use actors::quota::shared::known;
 use cluster::consensus::Consensus;
@@ -75,7 +75,11 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
     };
     let since = bills.lock().applied_to();
     let until = (Instant::now() + WITHIN).into_std();
-    let places = match life.escrow.places(&budgets, UserId::NOBODY, until).await {
+    let find = |places: &Places| {
+        let place = |budget: &Arc<Budget>| places.of(budget, UserId::NOBODY);
+        budgets.iter().map(place).collect::<Option<Vec<Place>>>()
+    };
+    let places = match life.escrow.find(find, until).await {
         Ok(places) => places,
         Err(error) => return (Outcome::Info, error.to_string()),
     };

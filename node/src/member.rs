@@ -54,6 +54,7 @@ use cluster::peer::trust::{ClusterSecret, LiveTrust, OwnPki, SecretError, Trust,
 use cluster::peer::{Service, Transport};
 use cluster::register::{Author, COMMAND_VERSION, MemberInfo, Register};
 use cluster::tasks::Tasks;
+use parking_lot::Mutex;
 use storage::database::{Copies, DataDir, OpenError};
 use storage::fatal;
 use storage::log::LogOptions;
@@ -212,7 +213,8 @@ struct Watched {
     me: NodeId,
     standing: Arc<Standing>,
     incarnation: AtomicU64,
-    gateway: OnceLock<Arc<Gateway>>,
+    /// Keys whose requests are to end once that they are revoked is published here: a request that comes before hears of it.
+    cut: Mutex<Vec<KeyHash>>,
 }
 
 impl Observer for Watching {
@@ -228,9 +230,7 @@ impl Observer for Watching {
     }
 
     fn cut(&self, key: KeyHash) {
-        if let Some(gateway) = self.0.gateway.get() {
-            gateway.cuts.cut(key);
-        }
+        self.0.cut.lock().push(key);
     }
 }
 
@@ -262,7 +262,7 @@ impl Member {
             me,
             standing: Arc::clone(&standing),
             incarnation: AtomicU64::new(0),
-            gateway: OnceLock::new(),
+            cut: Mutex::default(),
         }));
         let timing = Timing { stale_held: stale_held(&data, config.config.cluster.stale_max)?, ..timing(&config) };
         let (published, in_force) = watch::channel(0);
@@ -353,10 +353,9 @@ impl Member {
         self.0.reloaded.notify_one();
     }
 
-    /// The streams of keys that are cut end at this gateway.
-    pub fn cuts_at(&self, gateway: &Arc<Gateway>) {
-        // Set once, when the gateway is made.
-        let _again = self.0.watching.0.gateway.set(Arc::clone(gateway));
+    /// Keys that were cut since this was asked last. What is read of the register after it knows that they are revoked.
+    fn take_cut(&self) -> Vec<KeyHash> {
+        std::mem::take(&mut self.0.watching.0.cut.lock())
     }
 
     /// From nothing known to a member whose file is in force. A node that is alone gets through or fails; one with

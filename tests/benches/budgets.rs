@@ -14,7 +14,6 @@
     reason = "a benchmark, not the product"
 )]
 
-use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::Read;
 use std::path::Path;
@@ -119,7 +118,7 @@ fn world(limits: &[u64], nodes: u64) -> (Books, Vec<Place>, Vec<Escrow>) {
         loops.detach_all();
         let named =
             places.iter().enumerate().map(|(number, place)| (format!("b{number}").into(), (*place, Unit::Tokens)));
-        escrow.publish(Arc::new(named.collect::<HashMap<_, _>>()));
+        escrow.publish(named.collect());
         escrow
     };
     let escrows = (0..nodes).map(node).collect();

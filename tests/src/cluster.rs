@@ -407,6 +407,7 @@ impl TestCluster {
         };
         let member = &mut self.members[number];
         command.arg("run").arg("--config").arg(member.config_path()).args(arguments);
+        command.env("TMPDIR", &member.folder);
         command.envs(self.plan.environment.iter().cloned()).current_dir(&member.folder);
         command.envs(member.environment.iter().cloned());
         member.retire();

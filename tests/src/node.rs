@@ -78,6 +78,8 @@ impl TestNodeBuilder {
         let addresses = folder.path().join("addresses.json");
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(&path).arg("--addresses-file").arg(&addresses);
+        // What it leaves behind when it is killed goes with the folder.
+        command.env("TMPDIR", folder.path());
         command.args(&self.arguments).envs(self.environment).current_dir(folder.path());
         let mut process = Process::spawn(command);
         let addresses = process.addresses(&addresses).await?;

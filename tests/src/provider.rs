@@ -117,6 +117,7 @@ impl FakeProviderBuilder {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("addresses.json");
         let mut command = Command::new(&self.binary);
+        command.env("TMPDIR", folder.path());
         let listen = SocketAddr::from((self.address, 0)).to_string();
         command.args(["simulate", "--listen", &listen, "--addresses-file"]).arg(&file).args(&self.arguments);
         let mut process = Process::spawn(command);

@@ -178,8 +178,8 @@ fn assert_too_fast(refused: &[Reply], limit: &str) {
 
 /// So many requests of a limit a second may pass in that time: a second's worth at once, and a part of one ahead.
 fn most(per_second: u64, time: Duration) -> u64 {
-    let millis = u64::try_from(time.as_millis()).expect("short") + 1_250;
-    (per_second * millis).div_ceil(1_000)
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_add(1_250);
+    per_second.saturating_mul(millis).div_ceil(1_000)
 }
 
 /// Twenty a second on three nodes, each asked all the time: a second's worth at once, and then as many as the seconds have.

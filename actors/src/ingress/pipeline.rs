@@ -20,6 +20,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cluster::clock;
 use cluster::directory::Directory;
+use cluster::directory::key::KeyHash;
 use cluster::directory::route::{CacheMode, Disconnect, Route};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -205,7 +206,8 @@ impl Gateway {
                 let headers = Arc::new(parts.headers);
                 let chat = self.let_in(published, principal, since, request, raw, dialect, headers, record).await?;
                 let deadline = info.arrived_at + chat.route.timeout.map_or(timeout, |own| own.min(timeout));
-                self.chat_unless_cut(Chat { deadline, ..chat }, record).await
+                let chat = Chat { deadline, ..chat };
+                self.unless_cut(chat.since, chat.principal.hash, self.chat(&chat, record)).await
             }
             Operation::CountTokens => {
                 let timeout = self.timeout(&parts.headers)?;
@@ -214,7 +216,9 @@ impl Gateway {
                 let headers = Arc::new(parts.headers);
                 let chat = self.let_in(published, principal, since, request, raw, dialect, headers, record).await?;
                 let chat = Chat { deadline: info.arrived_at + timeout, ..chat };
-                Ok(Answered::Now(Box::pin(reply::count_tokens(self, chat, record)).await))
+                let (since, key) = (chat.since, chat.principal.hash);
+                let counted = async { Ok(reply::count_tokens(self, chat, record).await) };
+                Ok(Answered::Now(Box::pin(self.unless_cut(since, key, counted)).await?))
             }
         }
     }
@@ -310,14 +314,22 @@ impl Gateway {
         })
     }
 
-    /// As [`chat`](Self::chat), for as long as the key's requests may run. A stream that has begun listens on.
-    async fn chat_unless_cut(self: &Arc<Self>, chat: Chat, record: &mut Record) -> Result<Answered, Failure> {
-        let (since, key) = (chat.since, chat.principal.hash);
-        // Pinned where it is made: `select!` would move all of it.
-        let mut answered = pin!(self.chat(&chat, record));
+    /// `work`, for as long as the key's requests may run. A stream that has begun listens on.
+    async fn unless_cut<T>(
+        &self,
+        since: Since,
+        key: Option<KeyHash>,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        // It may have been cut while its body was read, or while it waited for its turn.
+        if self.cuts.is_cut(since, key) {
+            return Err(Failure::RevokedKey);
+        }
+        // Pinned where it is: `select!` would move all of it.
+        let mut work = pin!(work);
         tokio::select! {
             biased;
-            answered = &mut answered => answered,
+            done = &mut work => done,
             () = self.cuts.heard(since, key) => Err(Failure::RevokedKey),
         }
     }

@@ -45,7 +45,7 @@ struct Key {
 }
 
 /// Times are since the queue was made.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     /// Where nobody is asked.
     own: Gcra,
@@ -64,49 +64,11 @@ struct State {
 }
 
 enum Step {
-    In(From),
+    In,
     Refused(Duration),
     /// Until the owner has answered, or so long.
     Wait(Duration),
     Ask(Ask),
-}
-
-/// Where leave comes from.
-#[derive(Clone, Copy)]
-enum From {
-    /// This node's own pace, of so many a second.
-    Here(u32),
-    /// The owner's, of what holds until then.
-    Owner { until: Duration },
-}
-
-/// Leave for one request. Dropped, another may use it.
-#[must_use]
-pub(super) struct Pass {
-    key: Arc<Key>,
-    from: From,
-    kept: bool,
-}
-
-impl Pass {
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        let mut state = self.key.state.lock();
-        match self.from {
-            From::Here(per_second) => state.own.put_back(per_second),
-            // Later leave holds longer.
-            From::Owner { until } if until == state.until => state.leave += 1,
-            From::Owner { .. } => {}
-        }
-    }
 }
 
 impl Paces {
@@ -124,9 +86,18 @@ impl Paces {
 }
 
 impl Queue {
+    /// Refuses who would be refused now without asking anyone. Takes nothing.
+    pub(super) fn is_due(&self, key_id: u64, per_second: u32) -> Result<(), QueueError> {
+        let now = self.time(now());
+        let key = self.paces.key(key_id, now);
+        let limit = Limit { key_id, per_second, owners: self.owners.get().map(AsRef::as_ref) };
+        let mut copy = key.state.lock().clone();
+        copy.take(limit, now).unwrap_or(Ok(())).map_err(|wait| too_fast(per_second, wait))
+    }
+
     /// Leave for one of `per_second` requests of a key, or when to come back.
-    pub(super) async fn pass(&self, key_id: u64, per_second: u32, now: Instant) -> Result<Pass, QueueError> {
-        let now = self.time(now);
+    pub(super) async fn pass(&self, key_id: u64, per_second: u32) -> Result<(), QueueError> {
+        let now = self.time(now());
         let key = self.paces.key(key_id, now);
         let owners = self.owners.get().map(AsRef::as_ref);
         let limit = Limit { key_id, per_second, owners };
@@ -135,14 +106,13 @@ impl Queue {
             state.came = state.came.saturating_add(1);
             state.take(limit, now)
         };
-        let from = match at_once {
-            Some(taken) => taken.map_err(|wait| too_fast(per_second, wait))?,
-            None => Box::pin(self.ask_for_pass(&key, limit, now)).await?,
-        };
-        Ok(Pass { key, from, kept: false })
+        match at_once {
+            Some(taken) => taken.map_err(|wait| too_fast(per_second, wait)),
+            None => Box::pin(self.ask_for_pass(&key, limit, now)).await,
+        }
     }
 
-    async fn ask_for_pass(&self, key: &Key, limit: Limit<'_>, since: Duration) -> Result<From, QueueError> {
+    async fn ask_for_pass(&self, key: &Key, limit: Limit<'_>, since: Duration) -> Result<(), QueueError> {
         let refused = |wait| Err(too_fast(limit.per_second, wait));
         let waiting_max = u32::try_from(self.waiting_max()).unwrap_or(u32::MAX);
         let Some(_waiting) = Waiting::new(key, waiting_max) else { return refused(Duration::ZERO) };
@@ -152,7 +122,7 @@ impl Queue {
             let looked = self.time(now());
             let step = key.state.lock().step(limit, looked, since + WAIT_MAX);
             match step {
-                Step::In(from) => return Ok(from),
+                Step::In => return Ok(()),
                 Step::Refused(wait) => return refused(wait),
                 // Either way it is looked again.
                 Step::Wait(at_most) => drop(timeout(at_most, answered).await),
@@ -178,7 +148,7 @@ struct Limit<'a> {
 
 impl State {
     /// Leave, or how long until there is; `None` where the owner is to be asked.
-    fn take(&mut self, limit: Limit<'_>, now: Duration) -> Option<Result<From, Duration>> {
+    fn take(&mut self, limit: Limit<'_>, now: Duration) -> Option<Result<(), Duration>> {
         let own = match limit.owners {
             None => Some(limit.per_second),
             Some(owners) if now < self.alone_until => {
@@ -191,18 +161,18 @@ impl State {
                 return Some(Err(self.alone_until.saturating_sub(now)));
             }
             let (amount, next_in) = self.own.take(per_second, 1, now);
-            return Some(if amount == 1 { Ok(From::Here(per_second)) } else { Err(next_in) });
+            return Some(if amount == 1 { Ok(()) } else { Err(next_in) });
         }
         if self.leave > 0 && now < self.until {
             self.leave -= 1;
-            return Some(Ok(From::Owner { until: self.until }));
+            return Some(Ok(()));
         }
         (now < self.none_until).then(|| Err(self.none_until.saturating_sub(now)))
     }
 
     fn step(&mut self, limit: Limit<'_>, now: Duration, give_up: Duration) -> Step {
         match self.take(limit, now) {
-            Some(Ok(from)) => Step::In(from),
+            Some(Ok(())) => Step::In,
             Some(Err(wait)) => Step::Refused(wait),
             None if now >= give_up => Step::Refused(Duration::ZERO),
             None if self.asking => Step::Wait(give_up.saturating_sub(now)),

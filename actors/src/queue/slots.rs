@@ -22,14 +22,30 @@ use super::{Queue, QueueError, metrics};
 /// request before is over.
 const LINGER: Duration = Duration::from_millis(100);
 
+/// Keys that are remembered before it is looked which of them need not be.
+const KEYS_FEW: usize = 1024;
+
 /// What the keys use that have a limit on requests at once; the rest is forgotten.
 pub(super) struct Slots {
-    keys: Mutex<HashMap<u64, Arc<Key>>>,
+    keys: Mutex<Keys>,
     /// Of what was told last, of whatever key.
     sequence: AtomicU64,
     /// Something is lent that nobody uses.
     spare: Arc<Notify>,
     in_use: Gauge,
+}
+
+#[derive(Default)]
+struct Keys {
+    by_id: HashMap<u64, Arc<Key>>,
+    /// Before there are more, it is looked which need not be kept.
+    look_at: usize,
+}
+
+impl Keys {
+    fn forget(&mut self) {
+        self.by_id.retain(|_id, key| Arc::strong_count(key) > 1 || key.state.lock().borrower.is_live());
+    }
 }
 
 struct Key {
@@ -83,7 +99,15 @@ impl Slots {
 
     fn key(&self, id: u64) -> Arc<Key> {
         let fresh = || Key { id, state: Mutex::default(), changed: Notify::new(), spare: Arc::clone(&self.spare) };
-        Arc::clone(self.keys.lock().entry(id).or_insert_with(|| Arc::new(fresh())))
+        let mut keys = self.keys.lock();
+        if let Some(key) = keys.by_id.get(&id) {
+            return Arc::clone(key);
+        }
+        if keys.by_id.len() >= keys.look_at.max(KEYS_FEW) {
+            keys.forget();
+            keys.look_at = keys.by_id.len().saturating_mul(2);
+        }
+        Arc::clone(keys.by_id.entry(id).or_insert_with(|| Arc::new(fresh())))
     }
 
     fn next(&self) -> u64 {
@@ -148,14 +172,14 @@ impl Queue {
         self.slots.spare.notified().await;
     }
 
-    /// What the owners need to hear: of all keys that use slots or were lent some, or only of those that give some back.
-    /// The number is smaller than that of all that is told.
-    pub fn tell_slots(&self, only_spare: bool, now: Instant) -> (u64, Vec<Told>) {
+    /// What the owners need to hear: of all keys that use slots or were lent some, or only of those that give some back, and
+    /// of those that `may` be told of now. The number is smaller than that of all that is told.
+    pub fn tell_slots(&self, only_spare: bool, may: impl Fn(u64) -> bool, now: Instant) -> (u64, Vec<Told>) {
         let (first, now) = (self.slots.next(), self.time(now));
         let mut keys = self.slots.keys.lock();
-        keys.retain(|_id, key| Arc::strong_count(key) > 1 || key.state.lock().borrower.is_live());
-        let keys: Vec<Arc<Key>> = keys.values().map(Arc::clone).collect();
-        let told = keys.iter().filter_map(|key| {
+        keys.forget();
+        let keys: Vec<Arc<Key>> = keys.by_id.values().map(Arc::clone).collect();
+        let told = keys.iter().filter(|key| may(key.id)).filter_map(|key| {
             let mut state = key.state.lock();
             let State { max, waiting, .. } = *state;
             let borrower = &mut state.borrower;
@@ -170,7 +194,7 @@ impl Queue {
         let now = self.time(now);
         let lent: HashMap<u64, &Lent> = answer.into_iter().flatten().map(|lent| (lent.key, lent)).collect();
         for told in told {
-            let key = self.slots.keys.lock().get(&told.key).map(Arc::clone);
+            let key = self.slots.keys.lock().by_id.get(&told.key).map(Arc::clone);
             if let Some(key) = key {
                 key.state.lock().borrower.hear(told, lent.get(&told.key).copied(), now);
             }

@@ -10,8 +10,9 @@ use std::time::Instant;
 use cluster::directory::budget::{Budget, Mode, Unit};
 use cluster::directory::price::{Price, TokenCounts};
 use cluster::ledger::accounts::{Place, UserId};
+use smallvec::SmallVec;
 
-use super::escrow::{Escrow, Hold, NotReserved, now};
+use super::escrow::{Escrow, Hold, NotReserved, Places, now};
 use super::held::{Demand, Patience, Refused};
 use super::{Bill, Bound, QuotaError, Waits, dearest, tokens_of, unreserved};
 
@@ -30,27 +31,26 @@ const TRIES: usize = 3;
 /// Tokens of an answer that a soft budget sets aside for it at most.
 pub const SOFT_OUTPUT: u64 = 1_024;
 
+/// One of each budget, of which a request has a few.
+type Each<T> = SmallVec<[T; 8]>;
+
 /// What an attempt took.
 pub(super) struct Rights {
     pub hold: Hold,
     /// In what each part is counted.
-    counted: Vec<Counted>,
-}
-
-#[derive(Clone, Copy)]
-struct Counted {
-    unit: Unit,
-    assumed: Option<Price>,
+    units: Each<Unit>,
+    /// At what price those are counted that are in money, where the target has none: which of them, and the price.
+    assumed: Vec<(usize, Price)>,
 }
 
 impl Rights {
     /// An attempt has come to this.
     pub fn settle(self, bill: &Bill, requests: u64) {
-        let used = |counted: &Counted| match counted.unit {
+        let used = |(index, unit): (usize, &Unit)| match unit {
             Unit::NanoUsd => {
                 let assumed = || {
-                    let price = counted.assumed?;
-                    Some(if bill.estimated { dearest(&price, bill.tokens) } else { price.cost(bill.tokens) })
+                    let (_index, price) = self.assumed.iter().find(|(at, _price)| *at == index)?;
+                    Some(if bill.estimated { dearest(price, bill.tokens) } else { price.cost(bill.tokens) })
                 };
                 // Without any price nothing was reserved in money.
                 bill.cost.or_else(assumed).unwrap_or_default().0
@@ -58,7 +58,8 @@ impl Rights {
             Unit::Tokens => tokens_of(bill.tokens),
             Unit::Requests => requests,
         };
-        self.hold.settle(&self.counted.iter().map(used).collect::<Vec<_>>());
+        let used: Each<u64> = self.units.iter().enumerate().map(used).collect();
+        self.hold.settle(&used);
     }
 }
 
@@ -93,6 +94,29 @@ impl From<QuotaError> for Denied {
 impl Asked<'_> {
     /// Of all budgets or of none.
     pub async fn take(&self) -> Result<Taken, QuotaError> {
+        if let Some(taken) = self.take_at_once(now()) {
+            return Ok(taken);
+        }
+        // Boxed, as it is rare.
+        Box::pin(self.take_in_time()).await
+    }
+
+    /// What nearly every attempt finds: everything here, for the longest answer. Otherwise nothing was taken.
+    fn take_at_once(&self, now: Instant) -> Option<Taken> {
+        let may_cap = self.bound.may_cap > 0;
+        if may_cap && self.budgets.iter().any(|budget| budget.overdraft > 0) {
+            return None;
+        }
+        let amounts = self.amounts(self.bound).ok()?;
+        let places = self.escrow.find_now(|places| self.places_in(places))?;
+        if may_cap && !self.have_room(&amounts, &self.escrow.most(&places)).ok()? {
+            return None;
+        }
+        let hold = self.escrow.take_at_once(self.demands(&places, &amounts), now)?;
+        Some((self.rights(hold), None))
+    }
+
+    async fn take_in_time(&self) -> Result<Taken, QuotaError> {
         let doubted_until = now() + self.waits.doubt;
         loop {
             match self.take_now(doubted_until).await {
@@ -106,11 +130,11 @@ impl Asked<'_> {
     async fn take_now(&self, doubted_until: Instant) -> Result<Taken, Denied> {
         let doubt = || doubted_until.saturating_duration_since(now());
         if self.bound.may_cap == 0 {
-            return Ok((self.rights(self.bound, Patience::all(doubt())).await?, None));
+            return Ok((self.reserve(self.bound, Patience::all(doubt())).await?, None));
         }
         self.lend().await?;
         if self.has_room().await? {
-            match self.rights(self.bound, Patience::or_less(doubt())).await {
+            match self.reserve(self.bound, Patience::or_less(doubt())).await {
                 Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
                 taken => return Ok((taken?, None)),
             }
@@ -122,18 +146,18 @@ impl Asked<'_> {
                 break;
             }
             let each = floor.max(each / BESIDE);
-            match self.rights(self.bound.capped(each), Patience::or_less(doubt())).await {
+            match self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await {
                 Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
                 taken => return Ok((taken?, Some(each))),
             }
         }
-        match self.rights(self.bound.capped(floor), Patience::all(doubt())).await {
+        match self.reserve(self.bound.capped(floor), Patience::all(doubt())).await {
             Err(Denied::Because(exceeded @ QuotaError::Exceeded { .. })) => {
                 let each = self.affordable().await?;
                 if each < CAP_LEAST.min(floor) || self.would_have(floor).await? {
                     return Err(exceeded.into());
                 }
-                let taken = self.rights(self.bound.capped(each), Patience::or_less(doubt())).await;
+                let taken = self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await;
                 Ok((taken?, Some(each)))
             }
             taken => Ok((taken?, Some(floor))),
@@ -148,36 +172,45 @@ impl Asked<'_> {
         let places = self.places().await?;
         let of =
             |(place, budget): (&Place, &Arc<Budget>)| Demand { place: *place, amount: 0, overdraft: budget.overdraft };
-        let demands: Vec<Demand> = places.iter().zip(self.budgets).map(of).collect();
+        let demands: Each<Demand> = places.iter().zip(self.budgets).map(of).collect();
         self.escrow.lend(&demands);
         Ok(())
     }
 
-    /// Whether the longest answers are no more than their part of what is left, as far as anyone has said. A budget that
-    /// no cap saves anything of need only have room.
+    /// Whether the longest answers are no more than their part of what is left, as far as anyone has said.
     async fn has_room(&self) -> Result<bool, QuotaError> {
-        let (whole, capped) = (self.amounts(self.bound)?, self.amounts(self.bound.capped(CAP_FLOOR))?);
-        let amounts = whole.into_iter().zip(capped);
-        let parts = amounts.map(|(whole, capped)| if whole == capped { whole } else { whole.saturating_mul(BESIDE) });
-        Ok(parts.zip(self.most().await?).all(|(part, most)| part <= most))
+        self.have_room(&self.amounts(self.bound)?, &self.escrow.most(&self.places().await?))
+    }
+
+    /// The same, where they are as long as `whole`, and each budget has at `most`. A budget that no cap saves anything of need
+    /// only have room.
+    fn have_room(&self, whole: &[u64], most: &[Option<u64>]) -> Result<bool, QuotaError> {
+        let capped = self.amounts(self.bound.capped(CAP_FLOOR))?;
+        let part = |(whole, capped): (&u64, u64)| if *whole == capped { capped } else { whole.saturating_mul(BESIDE) };
+        let parts = whole.iter().zip(capped).map(part);
+        Ok(parts.zip(self.at_most(most)).all(|(part, most)| part <= most))
     }
 
     /// Whether the budgets themselves have as much: only calls under way are in the way.
     async fn would_have(&self, each: u64) -> Result<bool, QuotaError> {
         let amounts = self.amounts(self.bound.capped(each))?;
-        Ok(amounts.into_iter().zip(self.most().await?).all(|(amount, most)| amount <= most))
-    }
-
-    /// What each budget has that is neither spent nor burned.
-    async fn most(&self) -> Result<impl Iterator<Item = u64>, QuotaError> {
         let most = self.escrow.most(&self.places().await?);
-        let limits = self.budgets.iter().map(|budget| budget.limit.amount);
-        Ok(most.into_iter().zip(limits).map(|(most, limit)| most.unwrap_or(limit)))
+        Ok(amounts.into_iter().zip(self.at_most(&most)).all(|(amount, most)| amount <= most))
     }
 
-    async fn places(&self) -> Result<Vec<Place>, QuotaError> {
-        let places = self.escrow.places(self.budgets, self.user, self.waits.until).await;
+    /// What each budget has that is neither spent nor burned: where nobody has said, its limit.
+    fn at_most(&self, most: &[Option<u64>]) -> impl Iterator<Item = u64> {
+        let limits = self.budgets.iter().map(|budget| budget.limit.amount);
+        most.iter().zip(limits).map(|(most, limit)| most.unwrap_or(limit))
+    }
+
+    async fn places(&self) -> Result<Each<Place>, QuotaError> {
+        let places = self.escrow.find(|places| self.places_in(places), self.waits.until).await;
         places.map_err(|error| unreserved(&error, &[], self.budgets))
+    }
+
+    fn places_in(&self, places: &Places) -> Option<Each<Place>> {
+        self.budgets.iter().map(|budget| places.of(budget, self.user)).collect()
     }
 
     /// Tokens of one answer where nothing caps it.
@@ -205,7 +238,7 @@ impl Asked<'_> {
     }
 
     /// In each budget's unit.
-    fn amounts(&self, bound: Bound) -> Result<Vec<u64>, QuotaError> {
+    fn amounts(&self, bound: Bound) -> Result<Each<u64>, QuotaError> {
         // Of a soft budget no cap saves anything.
         let likely = TokenCounts { output: self.bound.tokens.output.min(SOFT_OUTPUT), ..bound.tokens };
         let amount = |budget: &Arc<Budget>| {
@@ -225,29 +258,38 @@ impl Asked<'_> {
         self.budgets.iter().map(amount).collect()
     }
 
-    async fn rights(&self, bound: Bound, patience: Patience) -> Result<Rights, Denied> {
+    async fn reserve(&self, bound: Bound, patience: Patience) -> Result<Rights, Denied> {
         let Self { escrow, budgets, waits: Waits { until, .. }, .. } = *self;
         let amounts = self.amounts(bound)?;
-        let places = self.places().await?;
+        let demands = self.demands(&self.places().await?, &amounts);
+        match escrow.reserve(Arc::clone(&demands), patience, until).await {
+            Ok(hold) => Ok(self.rights(hold)),
+            // Its next window is known here as soon as that is applied.
+            Err(NotReserved::Refused(Refused::Over { place })) => {
+                let next = escrow.next_after(place, until).await;
+                next.map_err(|error| unreserved(&error, &demands, budgets))?;
+                Err(Denied::Over)
+            }
+            Err(error) => Err(unreserved(&error, &demands, budgets).into()),
+        }
+    }
+
+    fn demands(&self, places: &[Place], amounts: &[u64]) -> Arc<[Demand]> {
         let demand = |((place, amount), budget): ((&Place, &u64), &Arc<Budget>)| Demand {
             place: *place,
             amount: *amount,
             overdraft: budget.overdraft,
         };
-        let demands: Arc<[Demand]> = places.iter().zip(&amounts).zip(budgets).map(demand).collect();
-        match escrow.reserve(demands, patience, until).await {
-            Ok(hold) => {
-                let counted = |budget: &Arc<Budget>| Counted { unit: budget.limit.unit, assumed: budget.assumed };
-                Ok(Rights { hold, counted: budgets.iter().map(counted).collect() })
-            }
-            // Its next window is known here as soon as that is applied.
-            Err(NotReserved::Refused(Refused::Over { place })) => {
-                let next = escrow.next_after(place, until).await;
-                next.map_err(|error| unreserved(&error, &places, budgets))?;
-                Err(Denied::Over)
-            }
-            Err(error) => Err(unreserved(&error, &places, budgets).into()),
-        }
+        places.iter().zip(amounts).zip(self.budgets).map(demand).collect()
+    }
+
+    fn rights(&self, hold: Hold) -> Rights {
+        let units = self.budgets.iter().map(|budget| budget.limit.unit).collect();
+        let assumed = |(index, budget): (usize, &Arc<Budget>)| {
+            let used = self.price.is_none() && budget.limit.unit == Unit::NanoUsd;
+            Some((index, budget.assumed.filter(|_| used)?))
+        };
+        Rights { hold, units, assumed: self.budgets.iter().enumerate().filter_map(assumed).collect() }
     }
 }
 
@@ -262,7 +304,6 @@ impl Bound {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::time::Duration;
 
     use cluster::directory::budget::Period;
@@ -306,7 +347,7 @@ mod tests {
             let (escrow, _answers) = books.node(number);
             let spots = places.iter().zip(&budgets);
             let spots = spots.map(|(place, budget)| (Arc::clone(&budget.name), (*place, budget.limit.unit)));
-            escrow.publish(Arc::new(spots.collect::<HashMap<_, _>>()));
+            escrow.publish(spots.collect());
             Node { quota: Quota::with(escrow), budgets: budgets.clone() }
         };
         (0..count).map(node).collect()

@@ -14,12 +14,14 @@ use cluster::directory::budget::{Budget, Unit};
 use cluster::ledger::accounts::{Place, Told, UserId};
 use cluster::ledger::book::Statement;
 use cluster::ledger::lease::Mark;
+use foldhash::fast::RandomState;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
-use super::held::{Demand, Held, Patience, Refused, Reserved};
+use super::held::{Demand, Held, Patience, Refused, Reserved, Todo};
 use super::metrics;
 
 /// The ledger is spoken to at least so often while anything is to be said.
@@ -71,8 +73,29 @@ pub enum NotReserved {
 pub struct Escrow(Arc<Inner>);
 
 /// The windows in which budgets are spent now, by the budgets' names, and in what each is counted: a name may have come to
-/// mean another budget since a request read what it must fit in.
-pub type Places = Arc<HashMap<Arc<str>, (Place, Unit)>>;
+/// mean another budget since a request read what it must fit in. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Places(Arc<HashMap<Arc<str>, (Place, Unit), RandomState>>);
+
+impl FromIterator<(Arc<str>, (Place, Unit))> for Places {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, (Place, Unit))>>(places: I) -> Self {
+        Self(Arc::new(places.into_iter().collect()))
+    }
+}
+
+impl Places {
+    /// Where this budget is spent now, by this end user where each has his own. `None` where it has just been made, and is
+    /// counted in what it was.
+    pub fn of(&self, budget: &Budget, user: UserId) -> Option<Place> {
+        let (place, unit) = self.0.get(&budget.name)?;
+        let place = if budget.each { place.of(user) } else { *place };
+        (*unit == budget.limit.unit).then_some(place)
+    }
+
+    fn has(&self, window: Place) -> bool {
+        self.0.values().any(|(place, _unit)| *place == window)
+    }
+}
 
 struct Inner {
     held: Mutex<Held>,
@@ -112,31 +135,52 @@ impl Escrow {
         self.0.places.send_replace(places);
     }
 
-    /// Where these budgets are spent now, by this end user where each has his own. Waits where one has just been made, and is counted in what it was.
-    pub async fn places(
-        &self,
-        budgets: &[Arc<Budget>],
-        user: UserId,
-        until: Instant,
-    ) -> Result<Vec<Place>, NotReserved> {
-        let find = |places: &Places| {
-            let place = |budget: &Arc<Budget>| {
-                let (place, unit) = places.get(&budget.name)?;
-                let place = if budget.each { place.of(user) } else { *place };
-                (*unit == budget.limit.unit).then_some(place)
-            };
-            budgets.iter().map(place).collect::<Option<Vec<Place>>>()
+    /// What is found in the places of now.
+    pub fn find_now<T>(&self, find: impl Fn(&Places) -> Option<T>) -> Option<T> {
+        find(&self.0.places.borrow())
+    }
+
+    /// All of the demands if they are here and nobody waits for them; otherwise nothing has changed.
+    pub fn take_at_once(&self, demands: Arc<[Demand]>, now: Instant) -> Option<Hold> {
+        let todo = self.0.held.lock().take_at_once(&demands, now)?;
+        self.heed(todo);
+        Some(self.hold(demands))
+    }
+
+    /// Something comes back. Who stood in line for one budget may then stand in that of another, where only the disk has to
+    /// hear of it.
+    fn free(&self, come_back: impl FnOnce(&mut Held)) {
+        let is_waited_for = {
+            let mut held = self.0.held.lock();
+            come_back(&mut held);
+            held.is_waited_for()
         };
-        if let Some(found) = find(&self.0.places.borrow()) {
-            return Ok(found);
+        if is_waited_for {
+            self.0.mark.notify_one();
         }
-        self.wait_for(until, find).await
+    }
+
+    fn heed(&self, todo: Todo) {
+        if todo.say {
+            self.0.say.notify_one();
+        }
+        if todo.mark {
+            self.0.mark.notify_one();
+        }
+    }
+
+    /// What is found in the places of now, or of what they come to be before `until`.
+    pub async fn find<T>(&self, find: impl Fn(&Places) -> Option<T>, until: Instant) -> Result<T, NotReserved> {
+        match self.find_now(&find) {
+            Some(found) => Ok(found),
+            None => self.wait_for(until, find).await,
+        }
     }
 
     /// Returns when this window is not where anything is spent now.
     pub async fn next_after(&self, place: Place, until: Instant) -> Result<(), NotReserved> {
         let window = place.of(UserId::NOBODY);
-        self.wait_for(until, |places| places.values().all(|(at, _unit)| *at != window).then_some(())).await
+        self.wait_for(until, |places| (!places.has(window)).then_some(())).await
     }
 
     async fn wait_for<T>(&self, until: Instant, find: impl Fn(&Places) -> Option<T>) -> Result<T, NotReserved> {
@@ -170,12 +214,7 @@ impl Escrow {
             Reserved::Taken(todo) => (None, todo),
             Reserved::Waits(waiting, todo) => (Some(waiting), todo),
         };
-        if todo.say {
-            self.0.say.notify_one();
-        }
-        if todo.mark {
-            self.0.mark.notify_one();
-        }
+        self.heed(todo);
         let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
         let mut last = until.min(began + patience.doubt() + WAIT_MAX);
         let mut lent = self.lend(&demands);
@@ -233,7 +272,7 @@ impl Escrow {
     }
 
     /// What could be taken of each place if nobody used anything that he holds; `None` where the ledger has said nothing.
-    pub fn most(&self, places: &[Place]) -> Vec<Option<u64>> {
+    pub fn most(&self, places: &[Place]) -> SmallVec<[Option<u64>; 8]> {
         let held = self.0.held.lock();
         places.iter().map(|place| held.most(*place)).collect()
     }
@@ -333,9 +372,8 @@ struct Line<'a> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         self.waiting.close();
-        if let Ok(Ok(())) = self.waiting.try_recv() {
-            self.escrow.0.held.lock().release(self.demands);
-        }
+        let served = matches!(self.waiting.try_recv(), Ok(Ok(())));
+        self.escrow.free(|held| if served { held.release(self.demands) } else { held.gone(self.demands) });
     }
 }
 
@@ -347,14 +385,14 @@ impl Hold {
     /// This much of each was used, in the order of the demands; the rest comes back.
     pub fn settle(mut self, used: &[u64]) {
         self.open = false;
-        self.escrow.0.held.lock().settle(&self.demands, used);
+        self.escrow.free(|held| held.settle(&self.demands, used));
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.open {
-            self.escrow.0.held.lock().release(&self.demands);
+            self.escrow.free(|held| held.release(&self.demands));
         }
     }
 }
@@ -577,6 +615,26 @@ pub(super) mod tests {
         assert!(matches!(refused, Some(NotReserved::Unanswered { .. })), "{refused:?}");
     }
 
+    /// No ledger answers who wants more than is here; who wants less does not stand behind him for ever.
+    #[tokio::test(start_paused = true)]
+    async fn who_left_the_line_is_in_nobodys_way() {
+        let (books, places) = Books::new(&[100]);
+        let (escrow, answers) = books.node(0);
+        drop(escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap());
+        answers.store(false, Ordering::Relaxed);
+        let much = escrow.reserve(demand(places[0], 101), long(), soon());
+        let little = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            escrow.reserve(demand(places[0], 5), long(), soon()).await.map(drop)
+        };
+
+        let (much, behind) = tokio::join!(much, little);
+
+        assert!(matches!(much.map(drop), Err(NotReserved::Unanswered { .. })));
+        assert_eq!(behind, Ok(()), "once that one had left");
+        assert_eq!(escrow.reserve(demand(places[0], 5), long(), soon()).await.map(drop), Ok(()));
+    }
+
     /// What one node has and does not use goes to the one that waits for it.
     #[tokio::test(start_paused = true)]
     async fn idle_rights_are_recalled() {
@@ -708,7 +766,7 @@ pub(super) mod tests {
         let (escrow, _) = books.node(0);
         let budget = |limit: &str| {
             let (name, limit) = ("b".into(), limit.parse().unwrap());
-            [Arc::new(Budget {
+            Budget {
                 name,
                 limit,
                 period: Period::Total,
@@ -717,12 +775,13 @@ pub(super) mod tests {
                 overdraft: 0,
                 each: false,
                 assumed: None,
-            })]
+            }
         };
-        escrow.publish(Arc::new(HashMap::from([("b".into(), (places[0], Unit::Tokens))])));
+        escrow.publish([("b".into(), (places[0], Unit::Tokens))].into_iter().collect());
+        let find = |budget: Budget| escrow.find(move |places| places.of(&budget, UserId::NOBODY), soon());
 
-        assert_eq!(escrow.places(&budget("9 tokens"), UserId::NOBODY, soon()).await, Ok(vec![places[0]]));
-        let old = escrow.places(&budget("$9"), UserId::NOBODY, soon()).await;
+        assert_eq!(find(budget("9 tokens")).await, Ok(places[0]));
+        let old = find(budget("$9")).await;
 
         assert!(matches!(old, Err(NotReserved::Unanswered { .. })), "{old:?}");
     }

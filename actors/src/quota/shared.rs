@@ -1,12 +1,11 @@
 //! Budgets that all nodes share: where grants come from, the marks on this node's disk, when windows begin, and what lives
 //! that are over give back.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::consensus::Consensus;
-use cluster::directory::budget::{Budget, Unit};
+use cluster::directory::budget::Budget;
 use cluster::directory::wire::Spec;
 use cluster::id::{Incarnation, NodeId};
 use cluster::ledger::accounts::{Account, BudgetId, Place, Roll, Told};
@@ -241,8 +240,7 @@ pub fn places(register: &Register, generation: Option<u64>) -> Option<(u64, Plac
         let unit = known(register, &account.name)?.limit.unit;
         Some((Arc::from(account.name.as_str()), (Place::new(budget, window), unit)))
     };
-    let places: HashMap<Arc<str>, (Place, Unit)> = accounts.iter().filter_map(place).collect();
-    Some((accounts.generation(), Arc::new(places)))
+    Some((accounts.generation(), accounts.iter().filter_map(place).collect()))
 }
 
 /// A budget as the register has it.

@@ -121,12 +121,15 @@ impl StateMachine {
         }
         let last = saved.meta.last_log_id;
         *self.shared.state.lock() = Applied { last, membership: saved.meta.last_membership.clone() };
+        // The commands that said so are in the snapshot, and perhaps nowhere else.
+        let cut: Vec<KeyHash> = register.cut().copied().collect();
         if let Some(last) = last {
             self.shared.observer.applied(last.index, &register);
-            // The commands that said so are in the snapshot, and perhaps nowhere else.
-            register.cut().for_each(|key| self.shared.observer.cut(*key));
         }
         *self.shared.register.write() = register;
+        for key in cut {
+            self.shared.observer.cut(key);
+        }
         self.shared.told();
         Ok(())
     }

@@ -77,11 +77,6 @@ impl Gcra {
         (amount, next.saturating_sub(now))
     }
 
-    /// One of those that were taken is not used.
-    pub fn put_back(&mut self, per_second: u32) {
-        self.due = self.due.saturating_sub(each(per_second));
-    }
-
     /// It is as if nobody had ever taken anything.
     pub fn is_idle(&self, now: Duration) -> bool {
         self.due <= now
@@ -138,16 +133,6 @@ mod tests {
         assert_eq!(gcra.take(10, 1, at(5_100)), (1, at(100)));
         assert_eq!(gcra.take(10, 99, at(5_600)), (5, at(100)));
         assert!(!gcra.is_idle(at(6_599)) && gcra.is_idle(at(6_600)));
-    }
-
-    #[test]
-    fn what_is_put_back_can_be_taken_again() {
-        let mut gcra = Gcra::default();
-        assert_eq!(gcra.take(2, 2, at(0)).0, 2);
-
-        gcra.put_back(2);
-
-        assert_eq!(gcra.take(2, 2, at(0)), (1, at(500)));
     }
 
     #[test]

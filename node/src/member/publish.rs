@@ -61,6 +61,7 @@ impl Publisher {
         loop {
             let applied = progress.borrow_and_update().applied;
             if let Some(index) = applied {
+                let cut = self.member.take_cut();
                 let next = Arc::new(self.member.0.consensus.read(|register| register.directory(known.as_deref())));
                 let same_shape = known.as_ref().is_some_and(|known| Arc::ptr_eq(known.shape(), next.shape()));
                 // What a file declares is not seen before its secrets are in use.
@@ -72,6 +73,10 @@ impl Publisher {
                 }
                 let identity = self.gateway.published.load().identity;
                 self.gateway.published.store(Arc::new(Published { directory: Arc::clone(&next), identity }));
+                // Not before: who had looked its key up in what was published until now would not hear of it.
+                for key in cut {
+                    self.gateway.cuts.cut(key);
+                }
                 known = Some(next);
                 let places = self.member.0.consensus.read(|register| shared::places(register, generation));
                 if let (Some((now, places)), Some(escrow)) = (places, self.gateway.quota.escrow()) {

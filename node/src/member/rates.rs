@@ -186,7 +186,7 @@ fn told(answer: Result<Answer, CallError>, owner: NodeId) -> Option<Answer> {
     answer.inspect_err(|error| debug!(%owner, error = describe(error), "an owner of limits does not answer")).ok()
 }
 
-/// Who is there, by gossip; who votes counts as there.
+/// Who is there, by gossip; who belongs to the cluster and is not there may be serving elsewhere, and counts.
 pub(super) fn view(inner: &Inner) -> View {
     let me = inner.introduction.me;
     let metrics = inner.consensus.metrics();
@@ -194,16 +194,17 @@ pub(super) fn view(inner: &Inner) -> View {
     let voters = || metrics.membership_config.voter_ids();
     let many = |nodes: usize| u64::try_from(nodes).unwrap_or(u64::MAX);
     let Some(membership) = inner.gossip.get() else {
-        return View { me, members: many(voters().count().max(1)), ..View::default() };
+        return View { me, members: many(metrics.membership_config.nodes().count().max(1)), ..View::default() };
     };
     let members = membership.members();
     let members = members.borrow();
     let there = voters().filter(|voter| members.alive().any(|member| member.node == *voter)).count();
     let (alive, voters) = (members.alive().count(), voters().count());
+    let all = metrics.membership_config.nodes().count();
     View {
         me,
         ready: members.ready().map(|member| member.node).collect(),
-        members: many(alive.max(voters)),
+        members: many(alive.max(all)),
         cut_off: 2 * there <= voters,
     }
 }

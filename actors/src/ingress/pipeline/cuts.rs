@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cluster::directory::key::KeyHash;
+use futures_util::FutureExt;
 use tokio::sync::watch;
 
 /// Cuts that are remembered for requests that have not looked yet. A request that was not looked at for longer ends as
@@ -62,6 +63,11 @@ impl Cuts {
         Since(self.0.count.load(Ordering::Acquire))
     }
 
+    /// Whether the requests of `key` are to end already. One load where nothing was cut.
+    pub fn is_cut(&self, since: Since, key: Option<KeyHash>) -> bool {
+        self.now().0 != since.0 && self.heard(since, key).now_or_never().is_some()
+    }
+
     /// Ends when the requests of `key` are to; never for a request without one. Cancel-safe.
     pub async fn heard(&self, since: Since, key: Option<KeyHash>) {
         let Some(key) = key else { return std::future::pending().await };
@@ -88,14 +94,13 @@ impl Cuts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::FutureExt;
 
     fn key(number: usize) -> KeyHash {
         KeyHash::of(&number.to_string())
     }
 
     fn is_over(cuts: &Cuts, since: Since, key: KeyHash) -> bool {
-        cuts.heard(since, Some(key)).now_or_never().is_some()
+        cuts.is_cut(since, Some(key))
     }
 
     #[tokio::test]

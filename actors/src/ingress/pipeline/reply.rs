@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use cluster::clock;
 use cluster::ledger::money::NanoUsd;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response};
@@ -198,7 +199,8 @@ impl Relay {
     async fn next(&mut self, record: &mut Record) -> Option<Bytes> {
         while !self.ended {
             let step = if let Some(first) = self.first.take() {
-                Ok(Some(first))
+                // What is there already goes to nobody who was cut either.
+                if (&mut self.cut).now_or_never().is_some() { Err(Failure::RevokedKey) } else { Ok(Some(first)) }
             } else {
                 let left = self.deadline.saturating_duration_since(clock::now());
                 let waited = tokio::select! {

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::queue::{Limits, QueueConfig, Turn};
+use crate::queue::{Held, Limits, QueueConfig, Turn};
 
 const KEY: u64 = 7;
 
@@ -173,24 +173,41 @@ async fn without_an_owner_a_node_goes_by_its_even_part() {
     assert_eq!(wait_of(enter(&none[0], 2).await), Duration::from_secs(1));
 }
 
-/// What is refused for another limit has not used this one.
+/// Whoever is refused for one limit has used nothing of the other, and asks no owner for it.
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_for_its_requests_a_minute_leaves_its_pass_to_others() {
-    let owner = Arc::default();
-    for queue in [queue(), nodes(Some(&owner), 0).into_iter().next().expect("three")] {
-        let both = Limits { rpm: Some(1), ..limits(3) };
-        let minute = queue.owners.get().is_some();
-        let first = queue.enter(&both, 0, now()).await;
-        // Of requests a minute no owner says anything here.
-        assert_eq!(first.is_ok(), !minute);
-        assert!(matches!(queue.enter(&both, 0, now()).await.err(), Some(QueueError::RateLimited { .. })));
-
-        let left = if minute { 3 } else { 2 };
-        for _ in 0..left {
-            assert!(enter(&queue, 3).await.is_ok());
-        }
-        assert!(enter(&queue, 3).await.is_err());
+async fn who_is_refused_for_one_limit_has_used_nothing_of_the_other() {
+    let alone = queue();
+    let both = Limits { rpm: Some(3), ..limits(2) };
+    for passes in [true, true, false, false, false, false] {
+        assert_eq!(alone.enter(&both, 0, now()).await.is_ok(), passes);
     }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(alone.enter(&both, 0, now()).await.is_ok(), "one of the minute's three was left");
+    assert!(matches!(alone.enter(&both, 0, now()).await.err(), Some(QueueError::RateLimited { .. })));
+    assert!(enter(&alone, 2).await.is_ok(), "one of the second's two was left");
+
+    let owner: Arc<Owner> = Arc::default();
+    let nodes = nodes(Some(&owner), 0);
+    // Of requests a minute no owner says anything here.
+    assert!(matches!(nodes[0].enter(&both, 0, now()).await.err(), Some(QueueError::RateLimited { .. })));
+    assert_eq!(owner.asked.load(Ordering::Relaxed), 0);
+}
+
+/// It was let in by its minute and not by its second, which the owner said when it had been counted.
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_when_it_was_counted_is_counted_no_more() {
+    let owner: Arc<Owner> = Arc::default();
+    let nodes = nodes(Some(&owner), 0);
+    let both = Limits { rpm: Some(9), tpm: Some(90), ..limits(2) };
+    let entered = nodes[0].enter_alone(&both, 10, now(), Held { _place: nodes[0].place().unwrap(), _slot: None });
+    let turn = entered.unwrap();
+    assert_eq!(turn.standing().tokens.unwrap().remaining, 80);
+
+    turn.undo();
+
+    let entered = nodes[0].enter_alone(&both, 10, now(), Held { _place: nodes[0].place().unwrap(), _slot: None });
+    let standing = entered.unwrap().standing();
+    assert_eq!((standing.requests.unwrap().remaining, standing.tokens.unwrap().remaining), (8, 80));
 }
 
 /// One that leaves while it waits leaves nothing behind that others would wait for.
