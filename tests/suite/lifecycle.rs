@@ -215,7 +215,7 @@ async fn check_has_a_status_for_each_outcome() {
         [&right, &not_yaml, &missing, &misused].map(|one| one.status.code()),
         [Some(0), Some(1), Some(1), Some(2)]
     );
-    assert!(right.stdout.contains("ok: 1 provider, 0 routes, 0 tenants, 1 key"), "{}", right.stdout);
+    assert!(right.stdout.contains("ok: 1 provider, 0 routes, 0 tenants, 1 key, 0 budgets"), "{}", right.stdout);
     assert!(not_yaml.stdout.contains("gateway.yaml:1:"), "{}", not_yaml.stdout);
     assert!(missing.stdout.contains("/nowhere/gateway.yaml"), "{}", missing.stdout);
 }

@@ -210,8 +210,8 @@ rows! {
     BODY_BROKEN: 400, "invalid_request_error", "body_incomplete", "connection: close", "The connection broke before the body was whole; send it again.";
     MODEL_NOT_ALLOWED: 403, "permission_denied", "model_not_allowed", "", "Use a model of the key's list (`GET /v1/models`), or have it extended.";
     UNKNOWN_MODEL: 404, "invalid_request_error", "model_not_found", "", "Use a route's name or `provider/model`; `GET /v1/models` lists them.";
-    RATE_LIMITED: 429, "rate_limit_error", "rate_limit_exceeded", "retry-after, retry-after-ms, x-ratelimit-*", "Wait as long as `retry-after` says.";
-    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "Wait for the budget's next window, or have its limit raised. `llm-edge-agent budget show` tells what is left.";
+    RATE_LIMITED: 429, "rate_limit_error", "rate_limit_exceeded", "retry-after, retry-after-ms, x-ratelimit-*", "Wait as long as `retry-after` says. No `x-ratelimit-*` where it was the limit a second or at once.";
+    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "Wait for the budget's next window, or have its limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
     UNPRICED: 403, "permission_denied", "model_not_priced", "", "A budget in US dollars needs the model's price; the operator adds it under `prices`.";
     BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`; try again, or add a node.";
     NOT_CACHED: 504, "invalid_request_error", "not_cached", "", "Leave out `cache-control: only-if-cached`.";
@@ -510,7 +510,10 @@ mod words {
     }
 
     pub fn exceeded(budget: &str) -> String {
-        format!("less is left of the budget `{budget}` than this request may cost")
+        format!(
+            "less is left of the budget `{budget}` than this request may cost; a shorter answer (`max_tokens`) may fit, or \
+             the budget's next window"
+        )
     }
 
     pub fn crowded(budget: &str) -> String {

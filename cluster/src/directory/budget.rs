@@ -303,6 +303,9 @@ impl BudgetSpec {
             }
             (OnNoQuorum::Open, Some(overdraft)) => match overdraft.0.parse::<Amount>() {
                 Err(wrong) => problems.add("overdraft", wrong.to_string()),
+                Ok(Amount { amount: 0, .. }) => {
+                    problems.add("overdraft", "is 0, so `on_no_quorum: open` says nothing; leave both out");
+                }
                 Ok(amount) => {
                     let limit = self.limit.as_ref().and_then(|limit| limit.0.parse::<Amount>().ok());
                     if let Some(limit) = limit.filter(|limit| limit.unit != amount.unit) {
@@ -496,7 +499,7 @@ mod tests {
             serde_json::from_str(r#"{"limit":"50","timezone":"Europe/Berlln","on_no_quorum":"open"}"#).unwrap();
         let mut problems = Problems::new();
         spec.check(&mut problems);
-        for overdraft in ["$1", "1 tokens", "5"] {
+        for overdraft in ["$1", "$0", "1 tokens", "5"] {
             let text = format!(r#"{{"limit":"$1","window":"day","on_no_quorum":"open","overdraft":"{overdraft}"}}"#);
             serde_json::from_str::<BudgetSpec>(&text).unwrap().check(&mut problems);
         }
@@ -510,12 +513,13 @@ mod tests {
             "window: is missing",
             "timezone: `Europe/Berlln`",
             "overdraft: is missing",
+            "overdraft: is 0, so",
             "overdraft: is in tokens, and the limit in usd",
             "overdraft: `5` does not say of what",
             "overdraft: says nothing without",
         ] {
             assert!(said.iter().any(|said| said.contains(wanted)), "{wanted}: {said:?}");
         }
-        assert_eq!(said.len(), 7, "{said:?}");
+        assert_eq!(said.len(), 8, "{said:?}");
     }
 }

@@ -232,6 +232,9 @@ pub struct CreateArgs {
     /// Requests at once.
     #[arg(long)]
     pub max_parallel: Option<u32>,
+    /// A budget that all its calls must fit in; may be said several times.
+    #[arg(long = "budget", value_name = "BUDGET")]
+    pub budgets: Vec<String>,
     /// From when on it is refused: `2027-01-01` or `2027-01-01T08:00:00Z`.
     #[arg(long)]
     pub expires: Option<String>,
@@ -495,7 +498,7 @@ impl CreateArgs {
         for (field, text) in texts.into_iter().filter_map(|(field, text)| Some((field, text?))) {
             spec.insert(field.to_owned(), text.clone().into());
         }
-        for (field, list) in [("models", &self.models), ("roles", &self.roles)] {
+        for (field, list) in [("models", &self.models), ("roles", &self.roles), ("budgets", &self.budgets)] {
             if !list.is_empty() {
                 spec.insert(field.to_owned(), json!(list));
             }

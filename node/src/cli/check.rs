@@ -71,6 +71,7 @@ fn summary(loaded: &Loaded) -> String {
         (resources.routes.len(), "route"),
         (resources.tenants.len(), "tenant"),
         (resources.keys.len(), "key"),
+        (resources.budgets.len(), "budget"),
     ];
     let counts = counts.map(|(count, noun)| format!("{count} {noun}{}", if count == 1 { "" } else { "s" }));
     counts.join(", ")
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_right_file_is_summed_up() {
-        assert_eq!(told(RIGHT, Format::Human), "g.yaml: ok: 1 provider, 0 routes, 0 tenants, 0 keys");
+        assert_eq!(told(RIGHT, Format::Human), "g.yaml: ok: 1 provider, 0 routes, 0 tenants, 0 keys, 0 budgets");
     }
 
     #[test]

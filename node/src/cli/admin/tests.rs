@@ -38,9 +38,9 @@ fn ok(body: &str) -> String {
 async fn each_command_asks_for_one_thing() {
     let cases = [
         (
-            "keys create web --tenant acme --model openai/* --rpm 5",
+            "keys create web --tenant acme --model openai/* --rps 2 --rpm 5 --budget day --budget month",
             "POST /admin/v1/keys ",
-            r#"{"name":"web","tenant":"acme","models":["openai/*"],"rpm":5}"#,
+            r#"{"name":"web","tenant":"acme","models":["openai/*"],"budgets":["day","month"],"rps":2,"rpm":5}"#,
         ),
         ("keys revoke a/b --cut --no-wait", "POST /admin/v1/keys/a%2Fb/revoke?wait=none ", r#"{"cut":true}"#),
         ("keys get web", "GET /admin/v1/keys/web ", ""),
