@@ -123,18 +123,11 @@ impl Queue {
             }
             Some(_) | None => self.enter_alone(limits, tokens, now, held)?,
         };
-        // Last, so that leave is used as soon as it is taken.
-        match limits.rps {
-            Some(per_second) => match self.pass(limits.key_id, per_second).await {
-                Ok(()) => Ok(turn),
-                Err(error) => {
-                    self.count(&error);
-                    turn.undo();
-                    Err(error)
-                }
-            },
-            None => Ok(turn),
-        }
+        let Some(per_second) = limits.rps else { return Ok(turn) };
+        // Last, so that leave is used as soon as it is taken. Who is refused, or leaves meanwhile, was not let in.
+        let unless_passed = Undo(Some(turn));
+        self.pass(limits.key_id, per_second).await.inspect_err(|error| self.count(error))?;
+        Ok(unless_passed.keep())
     }
 
     fn enter_alone(&self, limits: &Limits, tokens: u64, now: Instant, held: Held) -> Result<Turn, QueueError> {
@@ -263,6 +256,26 @@ pub struct Turn {
     standing: Standing,
     metrics: Arc<Metrics>,
     _held: Held,
+}
+
+/// Dropped, nothing of the turn counts.
+struct Undo(Option<Turn>);
+
+impl Undo {
+    fn keep(mut self) -> Turn {
+        match self.0.take() {
+            Some(turn) => turn,
+            None => unreachable!("only this and the drop take it"),
+        }
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(turn) = self.0.take() {
+            turn.undo();
+        }
+    }
 }
 
 struct Entry {

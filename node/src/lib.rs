@@ -125,6 +125,7 @@ impl Service for Node {
         let gate = if member.is_shared() { Gate::closed() } else { Gate::always_open() };
         let quota = Quota::with(member::budgets::start(&member));
         let gateway = Arc::new(gateway(&loaded, gate, quota, &supervisor, &tasks).await?);
+        member.cuts_at(&gateway);
         let publisher = belong(&member, &gateway, &live).await?;
         let path = Arc::clone(&gateway);
         let handler = move |request, info| Arc::clone(&path).serve(request, info);

@@ -213,7 +213,9 @@ struct Watched {
     me: NodeId,
     standing: Arc<Standing>,
     incarnation: AtomicU64,
-    /// Keys whose requests are to end once that they are revoked is published here: a request that comes before hears of it.
+    gateway: OnceLock<Arc<Gateway>>,
+    /// Keys whose requests end now, and end once more when it is published here that they are revoked: a request that looks
+    /// its key up between the two hears of it, too.
     cut: Mutex<Vec<KeyHash>>,
 }
 
@@ -231,6 +233,9 @@ impl Observer for Watching {
 
     fn cut(&self, key: KeyHash) {
         self.0.cut.lock().push(key);
+        if let Some(gateway) = self.0.gateway.get() {
+            gateway.cuts.cut(key);
+        }
     }
 }
 
@@ -262,6 +267,7 @@ impl Member {
             me,
             standing: Arc::clone(&standing),
             incarnation: AtomicU64::new(0),
+            gateway: OnceLock::new(),
             cut: Mutex::default(),
         }));
         let timing = Timing { stale_held: stale_held(&data, config.config.cluster.stale_max)?, ..timing(&config) };
@@ -351,6 +357,12 @@ impl Member {
     /// A file was read again: what contradicted the cluster may do so no longer.
     pub fn reloaded(&self) {
         self.0.reloaded.notify_one();
+    }
+
+    /// The streams of keys that are cut end at this gateway.
+    pub fn cuts_at(&self, gateway: &Arc<Gateway>) {
+        // Set once, when the gateway is made.
+        let _again = self.0.watching.0.gateway.set(Arc::clone(gateway));
     }
 
     /// Keys that were cut since this was asked last. What is read of the register after it knows that they are revoked.

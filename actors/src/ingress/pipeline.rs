@@ -329,7 +329,7 @@ impl Gateway {
         let mut work = pin!(work);
         tokio::select! {
             biased;
-            done = &mut work => done,
+            done = &mut work => if self.cuts.is_cut(since, key) { Err(Failure::RevokedKey) } else { done },
             () = self.cuts.heard(since, key) => Err(Failure::RevokedKey),
         }
     }

@@ -172,14 +172,14 @@ impl Queue {
         self.slots.spare.notified().await;
     }
 
-    /// What the owners need to hear: of all keys that use slots or were lent some, or only of those that give some back, and
-    /// of those that `may` be told of now. The number is smaller than that of all that is told.
-    pub fn tell_slots(&self, only_spare: bool, may: impl Fn(u64) -> bool, now: Instant) -> (u64, Vec<Told>) {
+    /// What the owners need to hear: of all keys that use slots or were lent some, or only of those that give some back.
+    /// The number is smaller than that of all that is told.
+    pub fn tell_slots(&self, only_spare: bool, now: Instant) -> (u64, Vec<Told>) {
         let (first, now) = (self.slots.next(), self.time(now));
         let mut keys = self.slots.keys.lock();
         keys.forget();
         let keys: Vec<Arc<Key>> = keys.by_id.values().map(Arc::clone).collect();
-        let told = keys.iter().filter(|key| may(key.id)).filter_map(|key| {
+        let told = keys.iter().filter_map(|key| {
             let mut state = key.state.lock();
             let State { max, waiting, .. } = *state;
             let borrower = &mut state.borrower;

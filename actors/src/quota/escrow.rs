@@ -218,7 +218,7 @@ impl Escrow {
         let Some(waiting) = waiting else { return Ok(self.hold(demands)) };
         let mut last = until.min(began + patience.doubt() + WAIT_MAX);
         let mut lent = self.lend(&demands);
-        let mut line = Line { escrow: self, demands: &demands, waiting };
+        let mut line = Line { escrow: self, demands: &demands, waiting, answered: false };
         let answered = loop {
             let look = last.min(now() + WAIT_MAX);
             match tokio::time::timeout_at(look.into(), &mut line.waiting).await {
@@ -233,6 +233,7 @@ impl Escrow {
                 Err(_elapsed) => break None,
             }
         };
+        line.answered = answered.is_some();
         drop(line);
         match answered {
             Some(Ok(())) => Ok(self.hold(demands)),
@@ -367,10 +368,14 @@ struct Line<'a> {
     escrow: &'a Escrow,
     demands: &'a [Demand],
     waiting: tokio::sync::oneshot::Receiver<Result<(), Refused>>,
+    answered: bool,
 }
 
 impl Drop for Line<'_> {
     fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
         self.waiting.close();
         let served = matches!(self.waiting.try_recv(), Ok(Ok(())));
         self.escrow.free(|held| if served { held.release(self.demands) } else { held.gone(self.demands) });

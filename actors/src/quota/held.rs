@@ -104,6 +104,8 @@ struct Spot {
     said_at: Option<Instant>,
     /// What the ledger was told, as far as it has answered; `None`: nobody knows.
     said: Option<Statement>,
+    /// Something was said that nobody answered: it may have been heard, and rights granted for it that are not known here.
+    unheard: bool,
     over: bool,
     /// When somebody last wanted something of it, whether he got it or not.
     wanted_at: Option<Instant>,
@@ -383,6 +385,7 @@ impl Held {
             self.spots.values_mut().for_each(|spot| spot.lease.lend(0));
         }
         let Some(spot) = self.spots.get_mut(&place) else { return };
+        spot.unheard = false;
         let standing = match told {
             Told::Standing(standing) => standing,
             Told::Over(standing) => {
@@ -511,7 +514,7 @@ impl Held {
     pub fn unanswered(&mut self, places: &[Place]) {
         for place in places {
             if let Some(spot) = self.spots.get_mut(place) {
-                spot.said = None;
+                (spot.said, spot.unheard) = (None, true);
             }
         }
     }
@@ -641,7 +644,7 @@ impl Spot {
         let urgent =
             asked || left || statement.returned != said.returned || !self.line.is_empty() || (more + debt > 0 && due);
         let low = more + debt > 0 && statement.wants > said.wants;
-        if !(urgent || low || (news && due)) {
+        if !(urgent || low || ((news || self.unheard) && due)) {
             return None;
         }
         self.said = Some(statement);
@@ -658,7 +661,8 @@ impl Spot {
     fn is_done(&self) -> bool {
         let told = self.said.unwrap_or_default().used == self.lease.used() && self.lease.idle() == 0;
         // One that was lent to is remembered: it is lent to once.
-        self.over && self.line.is_empty() && self.lease.reserved() == 0 && told && self.lease.mark().lent == 0
+        let heard = told && !self.unheard;
+        self.over && self.line.is_empty() && self.lease.reserved() == 0 && heard && self.lease.mark().lent == 0
     }
 }
 
@@ -668,6 +672,31 @@ mod tests {
     use tokio::sync::oneshot::error::TryRecvError;
 
     use super::*;
+
+    /// The ledger heard it, its answer was lost, and who wanted it has left: the node must hear what it holds, and give it back.
+    #[test]
+    fn what_nobody_answered_is_said_again_though_nobody_waits_any_more() {
+        let place = Place::new(BudgetId(0), 0);
+        let began = tokio::time::Instant::now().into_std();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let mut held = Held::default();
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
+        let Ok(Reserved::Waits(answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), at(0)) else {
+            panic!("nothing is granted yet");
+        };
+        assert_eq!(held.statements(at(0), 9)[0].1.wants, 5);
+        drop(answer);
+        held.gone(&demands);
+
+        held.unanswered(&[place]);
+        let said = held.statements(at(2), 9);
+        assert_eq!(said.len(), 1, "it is said again");
+        let standing = Standing { granted: 5, limit: 100, held: 5, ..Standing::default() };
+        held.told(place, Told::Standing(standing), at(2), at(2));
+
+        assert_eq!(held.statements(at(4), 9), [], "it is known");
+        assert_eq!(held.statements(at(20), 9)[0].1.returned, 5, "nobody uses it");
+    }
 
     /// What was granted for it went to an attempt of two budgets, say, that stood in the other one's line.
     #[tokio::test(start_paused = true)]

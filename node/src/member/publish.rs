@@ -73,7 +73,7 @@ impl Publisher {
                 }
                 let identity = self.gateway.published.load().identity;
                 self.gateway.published.store(Arc::new(Published { directory: Arc::clone(&next), identity }));
-                // Not before: who had looked its key up in what was published until now would not hear of it.
+                // Once more: who looked its key up in what was published until now may not have heard of it.
                 for key in cut {
                     self.gateway.cuts.cut(key);
                 }

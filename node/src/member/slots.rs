@@ -1,7 +1,7 @@
 //! Requests of a key at once, on all nodes: who lends the slots of which key, what this node lends, and what it tells the
 //! others of those it uses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,6 @@ use cluster::peer::{CallError, Caller, Handler, Lane, Refusal, Service};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
@@ -110,91 +109,53 @@ struct ToldAll {
     at: Duration,
 }
 
-/// What one owner was told, as far as it has answered.
-struct Ended {
-    owner: NodeId,
-    stamp: u64,
-    at: Duration,
-    all: bool,
-}
-
 /// The owners are told what is used here, until the node ends: at once of what is free again, and of all now and then.
-/// Each has its own time to answer, so that one that hangs keeps nothing from the others.
 pub async fn tell(inner: Arc<Inner>, gateway: Arc<Gateway>) {
     let slots = Arc::clone(&inner.slots);
     let mut ticks = interval(FRAME_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut owners: BTreeMap<NodeId, ToldAll> = BTreeMap::new();
-    let mut asked: BTreeSet<NodeId> = BTreeSet::new();
-    let mut exchanges: JoinSet<Ended> = JoinSet::new();
-    // Something came to be free while someone was asked, who may be its owner.
-    let mut missed = false;
     loop {
         let only_spare = tokio::select! {
             biased;
             _at = ticks.tick() => false,
-            Some(ended) = exchanges.join_next() => {
-                let Ok(told) = ended else {
-                    // A defect, and not known whose: all may be told again.
-                    asked.clear();
-                    continue;
-                };
-                asked.remove(&told.owner);
-                if told.all {
-                    owners.insert(told.owner, ToldAll { stamp: told.stamp, at: told.at });
-                }
-                if !std::mem::take(&mut missed) {
-                    continue;
-                }
-                true
-            }
-            () = gateway.queue.spare_slots() => {
-                missed |= !asked.is_empty();
-                true
-            }
+            () = gateway.queue.spare_slots() => true,
         };
         slots.look(&inner);
         let (roll, now) = (slots.roll.load_full(), slots.time());
         let stamp = roll.stamp();
-        owners.retain(|node, _told| roll.view.ready.contains(node));
         let is_due = |node: &&NodeId| {
             let known = owners.get(*node).is_some_and(|told| told.stamp == stamp && now < told.at + ALL_EVERY);
-            !only_spare && !known && !asked.contains(*node)
+            !only_spare && !known
         };
         let due = roll.view.ready.iter().filter(is_due).map(|node| (*node, Vec::new()));
         let mut by_owner: BTreeMap<NodeId, Vec<Told>> = due.collect();
-        let may_tell = |key| roll.view.owner(key).is_none_or(|owner| !asked.contains(&owner));
-        let (sequence, told) = gateway.queue.tell_slots(only_spare, may_tell, clock::now());
+        let (sequence, told) = gateway.queue.tell_slots(only_spare, clock::now());
         for told in told {
             match roll.view.owner(told.key) {
                 Some(owner) => by_owner.entry(owner).or_default().push(told),
                 None => gateway.queue.hear_slots(&[told], None, clock::now()),
             }
         }
-        for (owner, told) in by_owner {
-            let frame = |all, told| Frame { life: slots.life, stamp, sequence, all, told };
-            let frames = if told.len() <= TOLD_MAX {
-                vec![frame(!only_spare, told)]
-            } else {
-                told.chunks(TOLD_MAX).map(|told| frame(false, told.to_vec())).collect()
-            };
-            asked.insert(owner);
-            let (inner, gateway) = (Arc::clone(&inner), Arc::clone(&gateway));
-            exchanges.spawn(async move {
-                let exchanges = frames.into_iter().map(|frame| exchange(&inner, &gateway, owner, frame));
-                let all = join_all(exchanges).await.contains(&true);
-                Ended { owner, stamp, at: now, all }
-            });
-        }
+        let frame = |all, told| Frame { life: slots.life, stamp, sequence, all, told };
+        let frames = by_owner.into_iter().flat_map(|(owner, told)| {
+            if told.len() <= TOLD_MAX {
+                return vec![(owner, frame(!only_spare, told))];
+            }
+            told.chunks(TOLD_MAX).map(|told| (owner, frame(false, told.to_vec()))).collect()
+        });
+        let answers = join_all(frames.map(|(owner, frame)| exchange(&inner, &gateway, owner, frame))).await;
+        owners.retain(|node, _told| roll.view.ready.contains(node));
+        owners.extend(answers.into_iter().flatten().map(|owner| (owner, ToldAll { stamp, at: now })));
     }
 }
 
-/// Whether the owner has been told all and goes by the same members.
-async fn exchange(inner: &Inner, gateway: &Gateway, owner: NodeId, frame: Frame) -> bool {
+/// The owner, if it has been told all and goes by the same members.
+async fn exchange(inner: &Inner, gateway: &Gateway, owner: NodeId, frame: Frame) -> Option<NodeId> {
     let answer = send(inner, &inner.slots, owner, &frame, FRAME_EVERY).await;
     let lent = answer.as_ref().map(|answer| answer.lent.as_slice());
     gateway.queue.hear_slots(&frame.told, lent, clock::now());
-    answer.is_some_and(|answer| frame.all && answer.stamp == frame.stamp)
+    answer.filter(|answer| frame.all && answer.stamp == frame.stamp).map(|_answer| owner)
 }
 
 async fn send(inner: &Inner, slots: &Slots, owner: NodeId, frame: &Frame, within: Duration) -> Option<Answer> {

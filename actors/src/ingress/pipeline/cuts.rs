@@ -45,7 +45,7 @@ impl Default for Inner {
 pub struct Since(u64);
 
 impl Cuts {
-    /// To be called once the revocation is published, so that no request comes in between.
+    /// To be called once the revocation is published, so that no request comes in between; before that, too, if it takes long.
     pub fn cut(&self, key: KeyHash) {
         self.0.recent.send_modify(|recent| {
             recent.count += 1;

@@ -76,7 +76,7 @@ async fn enter(queue: &Queue, max: u32) -> Result<Turn, QueueError> {
 
 /// What the node tells its owner all the time.
 fn tell(queue: &Queue, owner: &Mutex<Lender>, me: u64) {
-    let (sequence, told) = queue.tell_slots(true, |_key| true, clock::now());
+    let (sequence, told) = queue.tell_slots(true, clock::now());
     let frame = Frame { life: 1, stamp: 0, sequence, all: false, told };
     let answer = owner.lock().hear(NodeId::new(me), &frame, SETTLES_IN);
     queue.hear_slots(&frame.told, Some(&answer.lent), clock::now());
@@ -186,7 +186,7 @@ async fn keys_without_requests_are_forgotten() {
 
     drop(held);
     tell(&nodes[0], &owner, 1);
-    let (_sequence, told) = nodes[0].tell_slots(false, |_key| true, clock::now());
+    let (_sequence, told) = nodes[0].tell_slots(false, clock::now());
 
     assert_eq!((told.len(), nodes[0].slots.keys.lock().by_id.len()), (0, 0));
 }
