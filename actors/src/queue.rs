@@ -5,6 +5,7 @@
 //! ([`shared`], [`slots`], [`pace`]). Who has no turn is told when to come back, and coming back then succeeds unless
 //! others of the same key were faster.
 
+mod by_key;
 pub mod metrics;
 mod pace;
 pub mod shared;

@@ -1,7 +1,6 @@
 //! Requests a second of one key. On a node that is alone it keeps the pace itself; with others, who lacks leave asks the
 //! key's owner, one request of a key at a time, and where requests come fast for some of the next ones, too.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::by_key::ByKey;
 use super::shared::{Owners, WAIT_MAX};
 use super::{Queue, QueueError, whole_seconds};
 
@@ -23,19 +23,9 @@ const AHEAD_PART: u32 = 4;
 /// An owner that did not answer is not asked for so long; the node goes by its even part meanwhile.
 const SILENT_FOR: Duration = Duration::from_millis(500);
 
-/// Keys that are remembered before it is looked which of them need not be.
-const KEYS_FEW: usize = 1024;
-
 /// What the keys use that have a limit a second; the rest is forgotten.
 #[derive(Default)]
-pub(super) struct Paces(Mutex<Keys>);
-
-#[derive(Default)]
-struct Keys {
-    by_id: HashMap<u64, Arc<Key>>,
-    /// Before there are more, it is looked which are idle.
-    look_at: usize,
-}
+pub(super) struct Paces(Mutex<ByKey<Key>>);
 
 #[derive(Default)]
 struct Key {
@@ -73,15 +63,7 @@ enum Step {
 
 impl Paces {
     fn key(&self, id: u64, now: Duration) -> Arc<Key> {
-        let mut keys = self.0.lock();
-        if let Some(key) = keys.by_id.get(&id) {
-            return Arc::clone(key);
-        }
-        if keys.by_id.len() >= keys.look_at.max(KEYS_FEW) {
-            keys.by_id.retain(|_id, key| Arc::strong_count(key) > 1 || !key.state.lock().is_idle(now));
-            keys.look_at = keys.by_id.len().saturating_mul(2);
-        }
-        Arc::clone(keys.by_id.entry(id).or_default())
+        self.0.lock().get_or_make(id, Key::default, |key| key.state.lock().is_idle(now))
     }
 }
 

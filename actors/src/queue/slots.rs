@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::by_key::ByKey;
 use super::shared::{Owners, WAIT_MAX};
 use super::{Queue, QueueError, metrics};
 
@@ -22,30 +23,14 @@ use super::{Queue, QueueError, metrics};
 /// request before is over.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Keys that are remembered before it is looked which of them need not be.
-const KEYS_FEW: usize = 1024;
-
 /// What the keys use that have a limit on requests at once; the rest is forgotten.
 pub(super) struct Slots {
-    keys: Mutex<Keys>,
+    keys: Mutex<ByKey<Key>>,
     /// Of what was told last, of whatever key.
     sequence: AtomicU64,
     /// Something is lent that nobody uses.
     spare: Arc<Notify>,
     in_use: Gauge,
-}
-
-#[derive(Default)]
-struct Keys {
-    by_id: HashMap<u64, Arc<Key>>,
-    /// Before there are more, it is looked which need not be kept.
-    look_at: usize,
-}
-
-impl Keys {
-    fn forget(&mut self) {
-        self.by_id.retain(|_id, key| Arc::strong_count(key) > 1 || key.state.lock().borrower.is_live());
-    }
 }
 
 struct Key {
@@ -54,6 +39,12 @@ struct Key {
     /// A slot may be there, or an answer.
     changed: Notify,
     spare: Arc<Notify>,
+}
+
+impl Key {
+    fn is_idle(&self) -> bool {
+        !self.state.lock().borrower.is_live()
+    }
 }
 
 #[derive(Default)]
@@ -99,15 +90,7 @@ impl Slots {
 
     fn key(&self, id: u64) -> Arc<Key> {
         let fresh = || Key { id, state: Mutex::default(), changed: Notify::new(), spare: Arc::clone(&self.spare) };
-        let mut keys = self.keys.lock();
-        if let Some(key) = keys.by_id.get(&id) {
-            return Arc::clone(key);
-        }
-        if keys.by_id.len() >= keys.look_at.max(KEYS_FEW) {
-            keys.forget();
-            keys.look_at = keys.by_id.len().saturating_mul(2);
-        }
-        Arc::clone(keys.by_id.entry(id).or_insert_with(|| Arc::new(fresh())))
+        self.keys.lock().get_or_make(id, fresh, Key::is_idle)
     }
 
     fn next(&self) -> u64 {
@@ -177,8 +160,8 @@ impl Queue {
     pub fn tell_slots(&self, only_spare: bool, now: Instant) -> (u64, Vec<Told>) {
         let (first, now) = (self.slots.next(), self.time(now));
         let mut keys = self.slots.keys.lock();
-        keys.forget();
-        let keys: Vec<Arc<Key>> = keys.by_id.values().map(Arc::clone).collect();
+        keys.forget(Key::is_idle);
+        let keys = keys.all();
         let told = keys.iter().filter_map(|key| {
             let mut state = key.state.lock();
             let State { max, waiting, .. } = *state;
@@ -194,7 +177,7 @@ impl Queue {
         let now = self.time(now);
         let lent: HashMap<u64, &Lent> = answer.into_iter().flatten().map(|lent| (lent.key, lent)).collect();
         for told in told {
-            let key = self.slots.keys.lock().by_id.get(&told.key).map(Arc::clone);
+            let key = self.slots.keys.lock().get(told.key);
             if let Some(key) = key {
                 key.state.lock().borrower.hear(told, lent.get(&told.key).copied(), now);
             }

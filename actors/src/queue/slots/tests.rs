@@ -182,11 +182,11 @@ async fn keys_without_requests_are_forgotten() {
     let nodes = nodes(Some(&owner));
     let held = enter(&nodes[0], 3).await.expect("the first");
     tell(&nodes[0], &owner, 1);
-    assert_eq!(nodes[0].slots.keys.lock().by_id.len(), 1);
+    assert_eq!(nodes[0].slots.keys.lock().len(), 1);
 
     drop(held);
     tell(&nodes[0], &owner, 1);
     let (_sequence, told) = nodes[0].tell_slots(false, clock::now());
 
-    assert_eq!((told.len(), nodes[0].slots.keys.lock().by_id.len()), (0, 0));
+    assert_eq!((told.len(), nodes[0].slots.keys.lock().len()), (0, 0));
 }
