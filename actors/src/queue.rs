@@ -137,8 +137,9 @@ impl Queue {
         }
         let now = self.time(now);
         let used = self.used(limits.key_id, now);
-        let (estimate, standing) = used.lock().enter(limits, tokens, now).inspect_err(|error| self.count(error))?;
-        Ok(self.turn(Some((used, estimate, now)), standing, held))
+        let entered = used.lock().enter(limits, tokens, now).inspect_err(|error| self.count(error));
+        let Entered { estimate, standing, second } = entered?;
+        Ok(self.turn(Some(Entry { used, estimate, second, born: self.born }), standing, held))
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, QueueError> {
@@ -152,10 +153,8 @@ impl Queue {
         now.saturating_duration_since(self.born)
     }
 
-    /// `counted` is where, how many tokens, and when.
-    fn turn(&self, counted: Option<(Arc<Mutex<Used>>, u64, Duration)>, standing: Standing, held: Held) -> Turn {
+    fn turn(&self, entry: Option<Entry>, standing: Standing, held: Held) -> Turn {
         self.metrics.in_flight.increment(1.0);
-        let entry = counted.map(|(used, estimate, at)| Entry { used, estimate, second: at.as_secs(), born: self.born });
         Turn { entry, standing, metrics: Arc::clone(&self.metrics), _held: held }
     }
 
@@ -195,8 +194,14 @@ fn is_idle(used: &Arc<Mutex<Used>>, now: Duration) -> bool {
 }
 
 impl Used {
-    /// Counts a request and its tokens, both or neither. Gives the tokens counted.
-    fn enter(&mut self, limits: &Limits, tokens: u64, now: Duration) -> Result<(u64, Standing), QueueError> {
+    /// The time as which something at `now` counts: requests take the time before they take the lock.
+    fn at(&self, now: Duration) -> Duration {
+        self.requests.window.at(self.tokens.window.at(now))
+    }
+
+    /// Counts a request and its tokens, both or neither.
+    fn enter(&mut self, limits: &Limits, tokens: u64, now: Duration) -> Result<Entered, QueueError> {
+        let now = self.at(now);
         let request = limits.rpm.map(|rpm| (1, u64::from(rpm)));
         let tokens = limits.tpm.map(|tpm| (tokens.min(tpm), tpm));
         let wait = |window: &mut Window, wanted: Option<(u64, u64)>| {
@@ -218,7 +223,7 @@ impl Used {
             self.tokens.window.add(now, estimate);
         }
         self.last = self.last.max(now);
-        Ok((estimate, self.standing(limits, now)))
+        Ok(Entered { estimate, standing: self.standing(limits, now), second: now.as_secs() })
     }
 
     fn standing(&mut self, limits: &Limits, now: Duration) -> Standing {
@@ -279,6 +284,14 @@ impl Drop for Undo {
     }
 }
 
+/// What was counted: so many tokens, in that second of the windows.
+struct Entered {
+    estimate: u64,
+    standing: Standing,
+    second: u64,
+}
+
+/// Where that was.
 struct Entry {
     used: Arc<Mutex<Used>>,
     estimate: u64,

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::window::Window;
-use super::{Held, Level, Limit, Limits, Queue, QueueError, Standing, Turn, Used, whole_seconds};
+use super::{Entered, Entry, Held, Level, Limit, Limits, Queue, QueueError, Standing, Turn, Used, whole_seconds};
 
 /// How long a request waits at most for what others have leave for and do not use.
 pub(super) const WAIT_MAX: Duration = Duration::from_millis(800);
@@ -74,7 +74,7 @@ struct Wanted {
 }
 
 enum Step {
-    In(Standing),
+    In(Entered),
     Refused(QueueError),
     Ask(Vec<Report>),
     /// Until someone was answered, or so long.
@@ -109,12 +109,12 @@ impl Queue {
             used.try_shared(&wish, now)
         };
         let entered = match at_once {
-            Ok(standing) => Ok((standing, now)),
+            Ok(entered) => Ok(entered),
             Err(Lack::Refuse) => Err(used.lock().refusal(&wish, now)),
             Err(Lack::Ask | Lack::Later(_)) => Box::pin(self.ask(owners, &used, &wish, now)).await,
         };
-        let (standing, now) = entered.inspect_err(|error| self.count(error))?;
-        Ok(self.turn(Some((used, wish.tokens.map_or(0, |tokens| tokens.amount), now)), standing, held))
+        let Entered { estimate, standing, second } = entered.inspect_err(|error| self.count(error))?;
+        Ok(self.turn(Some(Entry { used, estimate, second, born: self.born }), standing, held))
     }
 
     async fn ask(
@@ -123,7 +123,7 @@ impl Queue {
         used: &Arc<Mutex<Used>>,
         wish: &Wish,
         since: Duration,
-    ) -> Result<(Standing, Duration), QueueError> {
+    ) -> Result<Entered, QueueError> {
         let give_up = since + WAIT_MAX;
         let answered = {
             let mut used = used.lock();
@@ -140,7 +140,7 @@ impl Queue {
             let now = self.time(clock::now());
             let step = used.lock().step(wish, now, give_up);
             match step {
-                Step::In(standing) => return Ok((standing, now)),
+                Step::In(entered) => return Ok(entered),
                 Step::Refused(error) => return Err(error),
                 // Either way it is looked again.
                 Step::Wait(at_most) => drop(timeout(at_most, answer_of_another).await),
@@ -240,7 +240,8 @@ impl Used {
     }
 
     /// Counts a request and its tokens, both or neither.
-    fn try_shared(&mut self, wish: &Wish, now: Duration) -> Result<Standing, Lack> {
+    fn try_shared(&mut self, wish: &Wish, now: Duration) -> Result<Entered, Lack> {
+        let now = self.at(now);
         let mut lacks: Option<Lack> = None;
         for (_unit, counted, wanted) in self.counted(wish) {
             if !counted.fits(wanted, now) {
@@ -254,12 +255,13 @@ impl Used {
             counted.window.add(now, wanted.amount);
         }
         self.last = self.last.max(now);
-        Ok(self.shared_standing(wish, now))
+        let estimate = wish.tokens.map_or(0, |tokens| tokens.amount);
+        Ok(Entered { estimate, standing: self.shared_standing(wish, now), second: now.as_secs() })
     }
 
     fn step(&mut self, wish: &Wish, now: Duration, give_up: Duration) -> Step {
         match self.try_shared(wish, now) {
-            Ok(standing) => Step::In(standing),
+            Ok(entered) => Step::In(entered),
             Err(Lack::Refuse) => Step::Refused(self.refusal(wish, now)),
             Err(Lack::Ask | Lack::Later(_)) if now >= give_up => Step::Refused(self.refusal(wish, now)),
             Err(Lack::Later(wait)) => Step::Wait(wait.min(give_up.saturating_sub(now))),

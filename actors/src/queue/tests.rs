@@ -74,6 +74,19 @@ fn tokens_are_corrected_to_what_was_used() {
     assert_eq!((limit, retry_after), (Limit::Tokens, seconds(60)));
 }
 
+/// Threads take the time before they take the lock.
+#[test]
+fn what_was_counted_a_second_late_is_taken_back_all_the_same() {
+    let (queue, now) = queue(100);
+    let limits = limits(None, Some(1_000));
+    let _first = queue.enter_at_once(&limits, 100, now + Duration::from_millis(5_001)).expect("within the limit");
+    let overtaken = queue.enter_at_once(&limits, 900, now + Duration::from_millis(4_999)).expect("within the limit");
+
+    overtaken.used(0, now + seconds(6));
+
+    assert!(queue.enter_at_once(&limits, 900, now + seconds(6)).is_ok());
+}
+
 /// What was spent counts from when it was, even if what was estimated is long forgotten.
 #[test]
 fn a_long_stream_counts_at_its_end() {

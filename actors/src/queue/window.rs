@@ -30,6 +30,11 @@ impl Default for Window {
 }
 
 impl Window {
+    /// The time as which something at `now` counts.
+    pub fn at(&self, now: Duration) -> Duration {
+        self.latest.max(now)
+    }
+
     /// What counts at `now`.
     pub fn used(&mut self, now: Duration) -> u64 {
         self.forget(now);
@@ -85,7 +90,7 @@ impl Window {
     }
 
     fn forget(&mut self, now: Duration) {
-        self.latest = self.latest.max(now);
+        self.latest = self.at(now);
         let second = self.latest.as_secs();
         if second - self.oldest >= 2 * BUCKETS as u64 {
             *self = Self { oldest: second, latest: self.latest, ..Self::default() };

@@ -41,6 +41,8 @@ type Who = (NodeId, u64);
 struct Limit {
     holders: BTreeMap<Who, Holder>,
     claim: Option<Claim>,
+    /// Left to those who cannot be asked: to whoever is here it is used, and stays so.
+    withheld: u64,
 }
 
 #[derive(Debug)]
@@ -199,7 +201,7 @@ impl Limit {
             limit,
             number,
             cap: told,
-            others_used: self.others_used(who),
+            others_used: self.others_used(who).saturating_add(self.withheld),
             others_fall: self.others_fall(who, now),
         })
     }
@@ -227,6 +229,7 @@ impl Limit {
     fn answer(&mut self, who: Who, number: u64, unheard: u64, report: &Report, view: &View, now: Duration) -> Share {
         let others_used = self.others_used(who);
         let per_minute = view.leave(report.per_minute);
+        self.withheld = report.per_minute.saturating_sub(per_minute);
         let others_held = self.others(who).fold(0, |sum: u64, holder| sum.saturating_add(holder.held));
         let taken = report.used.saturating_add(unheard);
         // What nobody used, and of that, what nobody else may use.
@@ -261,6 +264,7 @@ impl Limit {
                 holder.falls.push((now + SPAN, report.wanted));
             }
         }
+        let others_used = others_used.saturating_add(self.withheld);
         Share { limit: report.limit, number, cap, others_used, others_fall }
     }
 }

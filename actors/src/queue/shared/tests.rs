@@ -247,3 +247,23 @@ async fn many_at_once_ask_a_few_times() {
     let asked = owner.asked.load(Ordering::Relaxed);
     assert!(asked < 30, "{asked}");
 }
+
+/// Who is in the smaller part of a network can have that part's leave, and is told so.
+#[tokio::test]
+async fn what_is_left_to_who_cannot_be_asked_is_not_promised() {
+    let queue = Queue::new(&QueueConfig::default(), clock::now());
+    let view = View { me: NodeId::new(1), ready: vec![NodeId::new(1)], members: 3, cut_off: true };
+    queue.share(Arc::new(From { owner: Some(owner()), view }));
+    let limits = limits(None, Some(300));
+    let refused = async |tokens| match queue.enter(&limits, tokens, clock::now()).await {
+        Err(QueueError::RateLimited { retry_after, standing, .. }) => {
+            (retry_after, standing.tokens.map(|left| left.remaining))
+        }
+        Ok(_) | Err(_) => panic!("it is too much"),
+    };
+
+    assert!(passes(&queue, &limits, 60).await);
+    let (retry_after, left) = refused(60).await;
+    assert!(retry_after >= Duration::from_secs(58) && left == Some(40), "{retry_after:?}, {left:?}");
+    assert_eq!(refused(150).await, (RETRY_AFTER_MAX, Some(40)));
+}
