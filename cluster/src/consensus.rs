@@ -43,6 +43,7 @@ pub use types::Place;
 
 use self::controller::Controller;
 use self::log_store::LogStore;
+pub use self::log_store::{StandDownError, stand_down};
 use self::network::{Inbound, Network};
 use self::proposer::Proposer;
 use self::reader::{Reader, Refused};

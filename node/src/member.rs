@@ -195,6 +195,8 @@ pub enum MemberError {
     },
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    #[error(transparent)]
+    Vote(#[from] consensus::StandDownError),
     #[error("consensus does not start")]
     Consensus(#[from] consensus::StartError),
     #[error("the file's resources cannot be put in force")]
@@ -251,6 +253,9 @@ impl Member {
         let data = open_data(config.config.node.data_dir.clone(), adopt).await?;
         let key = node_key(&data)?;
         let me = key.node_id();
+        if adopt {
+            consensus::stand_down(&data.cells(), me)?;
+        }
         let shared = config.config.cluster.is_shared();
         let tasks = Tasks::new();
         let standing = Arc::new(Standing::new(me));

@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use harness::{
-    DEADLINE, FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, eventually, eventually_within,
+    DEADLINE, FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, copy_folder, eventually,
+    eventually_within,
 };
 use serde_json::{Value, json};
 
@@ -285,6 +286,43 @@ async fn a_node_that_is_paused_neither_spends_more_than_it_holds_nor_stops_the_o
     .await;
     assert_eq!(one_more(&cluster[asleep]).await, 429);
     assert_eq!(spent().await, LIMIT);
+}
+
+/// What the original spent since the copy was made is proved by no copy: it stays burned, and nothing is spent twice.
+#[tokio::test]
+async fn a_copied_data_directory_spends_nothing_twice() {
+    const LIMIT: u64 = 60;
+    let provider = provider("8").await;
+    let mut cluster = builder(&provider, &format!("limit: {LIMIT} requests, window: total")).start().await;
+    let copy = cluster.add();
+    // Who led must not lead on beside its copy.
+    let original = cluster.leader().await;
+    for _ in 0..3 {
+        assert_eq!(one_more(&cluster[original]).await, 200);
+    }
+    cluster.pause(original);
+    copy_folder(&cluster[original].data_dir(), &cluster[copy].data_dir());
+    cluster.resume(original);
+    // All at once, so that most of it is not told yet.
+    let since = join_all((0..30).map(|_| one_more(&cluster[original]))).await;
+    assert_eq!(since, [200; 30]);
+    cluster.pause(original);
+
+    cluster.start_with(copy, &["--adopt-data-dir"]);
+    cluster.ready(copy).await;
+    cluster.resume(original);
+    cluster.gone(original).await;
+    for node in (0..cluster.len()).filter(|node| *node != original) {
+        eventually_within(LONG, "it serves", async || one_more(&cluster[node]).await != 503).await;
+        drain(&cluster[node]).await;
+    }
+
+    let spent = provider.settled().await.total.requests;
+    let admin = cluster.admin_key().await;
+    let standing = standing(&cluster[copy], &admin).await;
+    let [settled, burned] = ["settled", "burned"].map(|part| standing[part].as_u64().unwrap());
+    assert!(spent <= LIMIT && spent <= settled + burned, "{spent}: {standing}");
+    assert_eq!(settled + burned, LIMIT, "nothing is left: {standing}");
 }
 
 /// The next day's money can be had a day early by such a clock; never twice.

@@ -32,6 +32,29 @@ pub struct LogStore {
 /// The last vote that was saved in this life.
 pub type Voted = Arc<parking_lot::Mutex<Option<Vote>>>;
 
+/// Why a directory's vote could not be given up.
+#[derive(Debug, thiserror::Error)]
+#[error("what the data directory says of its last vote cannot be {act}")]
+pub struct StandDownError {
+    act: &'static str,
+    #[source]
+    cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Who led leads on when it starts again. A directory that may be the copy of one that still leads, or whose log is older
+/// than what that one acknowledged, must not: it is as if it had begun to ask for votes in the next term, and ended.
+pub fn stand_down(cells: &Cells, me: NodeId) -> Result<(), StandDownError> {
+    let wrong = |act| move |cause| StandDownError { act, cause };
+    let Some(bytes) = cells.get(VOTE).map_err(|cause| wrong("read")(cause.into()))? else { return Ok(()) };
+    let vote: Vote = decode(&bytes, ErrorSubject::Vote).map_err(|cause| wrong("read")(cause.into()))?;
+    if !vote.is_committed() || vote.leader_id().voted_for() != Some(me) {
+        return Ok(());
+    }
+    let next = Vote::new(vote.leader_id().get_term() + 1, me);
+    let bytes = encode(&next, ErrorSubject::Vote).map_err(|cause| wrong("written")(cause.into()))?;
+    cells.set(VOTE, &bytes).map_err(|cause| wrong("written")(cause.into()))
+}
+
 impl LogStore {
     pub fn new(log: Log, cells: Cells) -> Self {
         let committed = Arc::new(parking_lot::Mutex::new(None));

@@ -11,9 +11,9 @@ use storage::disk::simulated::SimulatedDisk;
 use storage::log::{Log, LogOptions};
 use storage::snapshot::Snapshots;
 
-use super::log_store::LogStore;
+use super::log_store::{LogStore, stand_down};
 use super::state_machine::{Kept, Observer, StateMachine};
-use super::types::{Entry, LogId, StorageError, TypeConfig};
+use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 use crate::directory::key::KeyHash;
 use crate::id::NodeId;
 use crate::register::Register;
@@ -89,4 +89,27 @@ fn openrafts_suite_passes_on_a_real_disk() {
 #[test]
 fn openrafts_suite_passes_on_the_simulated_disk() {
     Suite::test_all(OnSimulatedDisk).unwrap();
+}
+
+/// Openraft lets who led lead on when it starts again, by the vote that it finds.
+#[tokio::test]
+async fn who_led_stands_down_and_nobody_elses_vote_is_touched() {
+    let medium = SimulatedDisk::new();
+    let disk = medium.disk();
+    let (mut log, _machine) = build(&*disk);
+    let fatal: storage::fatal::OnFatal = Arc::new(|reason| panic!("{reason}"));
+    let cells = Cells::open(disk.within("cells").unwrap(), fatal).unwrap();
+    let me = NodeId::new(3);
+    let after = async |log: &mut LogStore, vote: Vote| {
+        log.save_vote(&vote).await.unwrap();
+        stand_down(&cells, me).unwrap();
+        log.read_vote().await.unwrap().unwrap()
+    };
+
+    stand_down(&cells, me).unwrap();
+    assert_eq!(log.read_vote().await.unwrap(), None);
+    assert_eq!(after(&mut log, Vote::new_committed(7, me)).await, Vote::new(8, me));
+    for other in [Vote::new(7, me), Vote::new_committed(7, NodeId::new(2))] {
+        assert_eq!(after(&mut log, other).await, other);
+    }
 }
