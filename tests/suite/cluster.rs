@@ -86,9 +86,14 @@ impl WallClock {
 
     /// Starts all nodes with it, and waits until they serve.
     pub async fn start(&self, cluster: &mut TestCluster) {
-        for number in 0..cluster.len() {
-            cluster.set_env(number, "LD_PRELOAD", &self.library);
-            cluster.set_env(number, "FAKETIME_TIMESTAMP_FILE", &self.file().display().to_string());
+        Self::start_each(&vec![self; cluster.len()], cluster).await;
+    }
+
+    /// Each node has its own.
+    pub async fn start_each(clocks: &[&Self], cluster: &mut TestCluster) {
+        for (number, clock) in clocks.iter().enumerate() {
+            cluster.set_env(number, "LD_PRELOAD", &clock.library);
+            cluster.set_env(number, "FAKETIME_TIMESTAMP_FILE", &clock.file().display().to_string());
             cluster.set_env(number, "FAKETIME_NO_CACHE", "1");
             cluster.set_env(number, "FAKETIME_DONT_FAKE_MONOTONIC", "1");
             cluster.start(number);

@@ -348,6 +348,34 @@ async fn a_clock_that_jumps_a_day_and_back_spends_no_day_twice() {
     assert_eq!(provider.settled().await.total.requests, 2 * LIMIT);
 }
 
+/// Only who leads says when a window begins. Whoever leads next and thinks it is the day before begins none again.
+#[tokio::test]
+async fn a_leader_that_is_a_day_ahead_spends_no_day_twice() {
+    const LIMIT: u64 = 10;
+    const NAME: &str = "spending::a_leader_that_is_a_day_ahead_spends_no_day_twice";
+    let clocks: Option<Vec<WallClock>> = (0..3).map(|_| WallClock::new(NAME)).collect();
+    let Some(clocks) = clocks else { return };
+    let provider = provider("8").await;
+    let mut cluster = builder(&provider, &format!("limit: {LIMIT} requests, window: day")).prepare().await;
+    WallClock::start_each(&clocks.iter().collect::<Vec<_>>(), &mut cluster).await;
+    let first = join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await;
+    assert_eq!(first.iter().sum::<u64>(), LIMIT);
+
+    let leader = cluster.leader().await;
+    clocks[leader].put("+1d");
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    eventually_within(LONG, "the next day has begun", async || one_more(&cluster[others[0]]).await == 200).await;
+    let second = join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await;
+    assert_eq!(1 + second.iter().sum::<u64>(), LIMIT);
+
+    cluster.kill(leader).await;
+    for other in others {
+        eventually_within(LONG, "it is known that nothing is left", async || one_more(&cluster[other]).await == 429)
+            .await;
+    }
+    assert_eq!(provider.settled().await.total.requests, 2 * LIMIT);
+}
+
 #[tokio::test]
 async fn a_thousand_budgets_hold_beside_each_other_on_three_nodes() {
     const AT_ONCE: usize = 100;
