@@ -1,5 +1,6 @@
 //! The replicated register behind openraft: applies what is committed, publishes what came of it, keeps snapshots.
 
+use std::collections::HashSet;
 use std::io::Cursor;
 use std::sync::Arc;
 
@@ -121,8 +122,12 @@ impl StateMachine {
         }
         let last = saved.meta.last_log_id;
         *self.shared.state.lock() = Applied { last, membership: saved.meta.last_membership.clone() };
-        // The commands that said so are in the snapshot, and perhaps nowhere else.
-        let cut: Vec<KeyHash> = register.cut().copied().collect();
+        // The commands that said so are in the snapshot, and perhaps nowhere else. What was applied here was told.
+        let cut: Vec<KeyHash> = {
+            let before = self.shared.register.read();
+            let told: HashSet<&KeyHash> = before.cut().collect();
+            register.cut().filter(|key| !told.contains(key)).copied().collect()
+        };
         if let Some(last) = last {
             self.shared.observer.applied(last.index, &register);
         }

@@ -1,9 +1,10 @@
 //! Openraft's own tests of a store, on ours: on a real disk and on the simulated one.
 
-use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::testing::{StoreBuilder, Suite};
-use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader};
+use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader, RaftSnapshotBuilder};
 use std::sync::Arc;
+use std::time::Duration;
 use storage::cell::Cells;
 use storage::disk::Disk;
 use storage::disk::real::RealDisk;
@@ -13,10 +14,10 @@ use storage::snapshot::Snapshots;
 
 use super::log_store::{LogStore, stand_down};
 use super::state_machine::{Kept, Observer, StateMachine};
-use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
+use super::types::{Batch, Entry, LogId, StorageError, TypeConfig, Vote};
 use crate::directory::key::KeyHash;
 use crate::id::NodeId;
-use crate::register::Register;
+use crate::register::{Act, Author, Command, KeyRef, Register};
 
 /// The suite names nodes by small numbers.
 impl From<u64> for NodeId {
@@ -25,15 +26,23 @@ impl From<u64> for NodeId {
     }
 }
 
-struct Nobody;
+/// Remembers whom it was told to cut.
+#[derive(Clone, Default)]
+struct Told(Arc<parking_lot::Mutex<Vec<KeyHash>>>);
 
-impl Observer for Nobody {
+impl Observer for Told {
     fn applied(&self, _index: u64, _register: &Register) {}
 
-    fn cut(&self, _key: KeyHash) {}
+    fn cut(&self, key: KeyHash) {
+        self.0.lock().push(key);
+    }
 }
 
 fn build(disk: &dyn Disk) -> (LogStore, StateMachine) {
+    build_telling(disk, Told::default())
+}
+
+fn build_telling(disk: &dyn Disk, told: Told) -> (LogStore, StateMachine) {
     let folder = |name| disk.within(name).unwrap();
     // Small segments, so that the tests cross their borders.
     let options = LogOptions { segment_bytes_max: 256, recent_bytes_max: 128, ..LogOptions::default() };
@@ -41,7 +50,7 @@ fn build(disk: &dyn Disk) -> (LogStore, StateMachine) {
     let log = Log::open(folder("log"), LogOptions { on_fatal: Arc::clone(&fatal), ..options }).unwrap();
     let cells = Cells::open(folder("cells"), Arc::clone(&fatal)).unwrap();
     let snapshots = Snapshots::open(folder("snapshots"), fatal).unwrap();
-    let machine = StateMachine::open(Kept { snapshots, trail: None }, Box::new(Nobody)).unwrap();
+    let machine = StateMachine::open(Kept { snapshots, trail: None }, Box::new(told)).unwrap();
     (LogStore::new(log, cells), machine)
 }
 
@@ -112,4 +121,27 @@ async fn who_led_stands_down_and_nobody_elses_vote_is_touched() {
     for other in [Vote::new(7, me), Vote::new_committed(7, NodeId::new(2))] {
         assert_eq!(after(&mut log, other).await, other);
     }
+}
+
+/// A node that takes over a snapshot cuts who was revoked meanwhile. Who was revoked long ago has nothing left to cut.
+#[tokio::test]
+async fn a_snapshot_tells_of_the_cuts_that_are_new_here() {
+    let [old, new] = ["old", "new"].map(KeyHash::of);
+    let entry = |index, key| {
+        let revoke = Act::Revoke { key: KeyRef::Hash(key), cut: true };
+        let commands = vec![Command::new(Author::default(), Duration::ZERO, revoke)];
+        let log_id = LogId::new(CommittedLeaderId::new(1, NodeId::new(1)), index);
+        Entry { log_id, payload: EntryPayload::Normal(Batch { commands }) }
+    };
+    let (behind, ahead) = (Told::default(), Told::default());
+    let (_log, mut machine) = build_telling(&*SimulatedDisk::new().disk(), behind.clone());
+    let (_log, mut other) = build_telling(&*SimulatedDisk::new().disk(), ahead.clone());
+    machine.apply([entry(1, old)]).await.unwrap();
+    other.apply([entry(1, old), entry(2, new)]).await.unwrap();
+    let snapshot = other.get_snapshot_builder().await.build_snapshot().await.unwrap();
+
+    machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+
+    assert_eq!(*ahead.0.lock(), [old, new]);
+    assert_eq!(*behind.0.lock(), [old, new], "each of them once");
 }
