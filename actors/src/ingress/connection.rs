@@ -24,6 +24,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -222,7 +223,8 @@ where
         let service = service_fn(move |request: Request<Incoming>| {
             let (busy, ambiguous) = shared.begin();
             let reply = server.reply(request, peer, secure, ambiguous);
-            async move { Ok::<_, Infallible>(reply.await.map(|body| Counted { body, _busy: busy })) }
+            let due = tokio::time::Instant::now() + server.limits.request_timeout + server.limits.header_timeout;
+            async move { Ok::<_, Infallible>(reply.await.map(|body| Counted::new(body, busy, due))) }
         });
         let socket = TokioIo::new(socket);
         match protocol {
@@ -241,6 +243,7 @@ where
     async fn watch(&self, activity: &Activity) -> Ended {
         loop {
             let now = tokio::time::Instant::now();
+            activity.release(now);
             match activity.expired(now, self.limits.idle_timeout, self.limits.header_timeout) {
                 Ok(expired) => return expired.name(),
                 Err(again_at) => tokio::time::sleep_until(again_at).await,
@@ -304,25 +307,60 @@ where
 }
 
 /// A reply's body that keeps its connection busy until it is gone.
-struct Counted {
+enum Counted {
+    Whole {
+        body: Body,
+        _busy: Busy,
+    },
+    /// What it holds is given up when it should have ended long ago: whoever does not read may do so for ever.
+    Stream(Arc<Mutex<Option<Streaming>>>),
+}
+
+struct Streaming {
     body: Body,
     _busy: Busy,
+}
+
+impl Counted {
+    fn new(body: Body, busy: Busy, due: tokio::time::Instant) -> Self {
+        match body {
+            Body::Empty | Body::Full(_) => Self::Whole { body, _busy: busy },
+            Body::Stream(_) => {
+                let activity = busy.activity();
+                let streaming = Arc::new(Mutex::new(Some(Streaming { body, _busy: busy })));
+                activity.ends_by(due, Arc::downgrade(&streaming));
+                Self::Stream(streaming)
+            }
+        }
+    }
 }
 
 impl http_body::Body for Counted {
     type Data = Bytes;
     type Error = Aborted;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        match self.get_mut() {
+            Self::Whole { body, .. } => Pin::new(body).poll_frame(context),
+            Self::Stream(streaming) => match &mut *streaming.lock() {
+                Some(streaming) => Pin::new(&mut streaming.body).poll_frame(context),
+                None => Poll::Ready(Some(Err(Aborted))),
+            },
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match self {
+            Self::Whole { body, .. } => body.is_end_stream(),
+            Self::Stream(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self {
+            Self::Whole { body, .. } => body.size_hint(),
+            Self::Stream(_) => SizeHint::default(),
+        }
     }
 }
 

@@ -106,6 +106,15 @@ async fn answer(
                 chunk
             })))
         }
+        "/flood" => {
+            tell.send(true).await.unwrap();
+            let alarm = Alarm(Some(tell));
+            let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
+            Response::new(Body::stream(stream::repeat_with(move || {
+                let _held = &alarm;
+                Ok(chunk.clone())
+            })))
+        }
         "/unread" => reply(StatusCode::PAYLOAD_TOO_LARGE, "not read"),
         _ => match read_body(request.into_body(), &limits).await {
             Ok(body) => Response::new(Body::from(body)),
@@ -248,6 +257,26 @@ async fn an_idle_http2_connection_is_closed_after_its_time() {
     };
 
     tokio::time::timeout(SOON, gone).await.expect("the connection was left open");
+}
+
+/// What its stream holds (a place, a slot, a call to a provider) is free when the request's time is over.
+#[tokio::test]
+async fn a_client_that_reads_no_further_holds_nothing_for_ever() {
+    let limits = LimitsConfig { request_timeout: Duration::from_millis(100), ..quick() };
+    for http2 in [false, true] {
+        let mut house = House::open(limits.clone()).await;
+        let mut socket = house.socket().await;
+        let mut client = house.http2().await;
+        let _unread = if http2 {
+            Some(client.send_request(post2("/flood", "")).await.unwrap())
+        } else {
+            socket.write_all(b"POST /flood HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            None
+        };
+        assert_eq!(house.told.recv().await, Some(true));
+
+        assert_eq!(tokio::time::timeout(SOON, house.told.recv()).await.unwrap(), Some(false), "http2: {http2}");
+    }
 }
 
 /// The limits are on what a client does, not on what we do: a slow answer is not cut.

@@ -1,6 +1,6 @@
 //! What a connection is doing, so that one that does nothing can be closed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,7 +18,12 @@ struct State {
     multiplexed: bool,
     phase: Phase,
     scan: Scan,
+    /// Replies that stream, and by when each is to have ended. As many as requests at once.
+    streams: Vec<(Instant, Weak<Held>)>,
 }
+
+/// What a reply holds until it has ended.
+type Held = Mutex<Option<super::Streaming>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -47,7 +52,7 @@ impl Expired {
 impl Activity {
     pub fn new(now: Instant) -> Self {
         let phase = Phase::Idle { since: now };
-        Self(Mutex::new(State { busy: 0, multiplexed: false, phase, scan: Scan::default() }))
+        Self(Mutex::new(State { busy: 0, multiplexed: false, phase, scan: Scan::default(), streams: Vec::new() }))
     }
 
     /// Bytes arrived. True when they belong to a head.
@@ -82,6 +87,28 @@ impl Activity {
         (Busy(Arc::clone(self)), state.scan.ambiguous())
     }
 
+    pub fn ends_by(&self, due: Instant, stream: Weak<Held>) {
+        let mut state = self.0.lock();
+        state.streams.retain(|(_due, stream)| stream.strong_count() > 0);
+        state.streams.push((due, stream));
+    }
+
+    /// Drops what replies hold that should have ended by now: their clients do not read them. One that is being read
+    /// this moment ends by itself.
+    pub fn release(&self, now: Instant) {
+        // Dropped when this lock is free again: the end of a reply is told to this very activity.
+        let mut released = Vec::new();
+        self.0.lock().streams.retain(|(due, stream)| {
+            let Some(stream) = stream.upgrade() else { return false };
+            if *due > now {
+                return true;
+            }
+            let Some(mut held) = stream.try_lock() else { return true };
+            released.extend(held.take());
+            false
+        });
+    }
+
     /// Whether the connection has outstayed, or else when to look again. Looking at least once a `header_timeout`
     /// catches a head that begins in between.
     pub fn expired(&self, now: Instant, idle_timeout: Duration, header_timeout: Duration) -> Result<Expired, Instant> {
@@ -97,6 +124,12 @@ impl Activity {
 
 /// A request in progress; dropped when its reply has ended or will never be sent.
 pub(super) struct Busy(Arc<Activity>);
+
+impl Busy {
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.0)
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {

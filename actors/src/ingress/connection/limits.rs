@@ -52,7 +52,8 @@ pub struct LimitsConfig {
     #[schemars(with = "String")]
     pub idle_timeout: Duration,
 
-    /// The whole of a request. A caller may ask for less with `x-lea-timeout`, never for more.
+    /// The whole of a request. A caller may ask for less with `x-lea-timeout`, never for more. A stream whose client reads no
+    /// further is given up at most twice `header_timeout` later.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub request_timeout: Duration,
