@@ -612,7 +612,7 @@ impl Spot {
     /// What a mark is to leave room for.
     fn chunk(&self, place: Place, now: Instant) -> u64 {
         let first = self.first(place).unwrap_or_default();
-        (self.pace.ahead(now) / MARKS_AHEAD).max(self.pace.largest).max(first)
+        (self.pace.ahead(now) / MARKS_AHEAD).max(2 * self.pace.largest).max(first)
     }
 
     /// Whether the disk has to hear of more before it is needed.
