@@ -126,32 +126,33 @@ impl Pace {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     fn note(&mut self, amount: u64, now: Instant) {
         let seconds = HORIZON.as_secs_f64();
-        self.per_second = self.per_second * self.faded(now) + amount as f64 / seconds;
+        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.per_second = self.per_second * faded(passed) + amount as f64 / seconds;
         self.largest = amount.max(self.largest - self.largest / 64);
         self.at = self.at.max(Some(now));
-    }
-
-    /// What is left by now of each part of the rate.
-    fn faded(&self, now: Instant) -> f64 {
-        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        if passed.is_zero() {
-            return 1.0;
-        }
-        let part = passed.as_secs_f64() / HORIZON.as_secs_f64();
-        // So close to the exponential that nobody could tell, at a tenth of its cost.
-        if passed < Duration::from_millis(5) { 1.0 - part } else { (-part).exp() }
     }
 
     /// What the next seconds may take.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate, and never negative")]
     fn ahead(&self, now: Instant) -> u64 {
         let Some(at) = self.at else { return 0 };
-        if now.saturating_duration_since(at) > IDLE_MAX {
+        let passed = now.saturating_duration_since(at);
+        if passed > IDLE_MAX {
             return 0;
         }
-        ((self.per_second * self.faded(now) * HORIZON.as_secs_f64()) as u64)
+        ((self.per_second * faded(passed) * HORIZON.as_secs_f64()) as u64)
             .saturating_add(self.largest.saturating_mul(2))
     }
+}
+
+/// What is left of each part of a rate after so long.
+fn faded(passed: Duration) -> f64 {
+    if passed.is_zero() {
+        return 1.0;
+    }
+    let part = passed.as_secs_f64() / HORIZON.as_secs_f64();
+    // So close to the exponential that nobody could tell, at a tenth of its cost.
+    if passed < Duration::from_millis(5) { 1.0 - part } else { (-part).exp() }
 }
 
 impl Spot {
@@ -254,9 +255,12 @@ impl Held {
         if self.closed {
             return None;
         }
+        if let [demand] = demands {
+            let spot = self.spots.get_mut(&demand.place)?;
+            return spot.take_at_once(demand.amount).then(|| spot.wanted(demand, now));
+        }
         for (index, demand) in demands.iter().enumerate() {
-            let spot = self.spots.get_mut(&demand.place).filter(|spot| !spot.over && spot.line.is_empty());
-            let taken = spot.is_some_and(|spot| spot.lease.reserve(demand.amount).is_ok());
+            let taken = self.spots.get_mut(&demand.place).is_some_and(|spot| spot.take_at_once(demand.amount));
             if !taken {
                 self.put_back(&demands[..index]);
                 return None;
@@ -265,9 +269,7 @@ impl Held {
         let mut todo = Todo::default();
         for demand in demands {
             let Some(spot) = self.spots.get_mut(&demand.place) else { continue };
-            spot.wanted_at = Some(now);
-            spot.pace.note(demand.amount, now);
-            todo = todo.and(spot.todo(demand.place, now));
+            todo = todo.and(spot.wanted(demand, now));
         }
         Some(todo)
     }
@@ -532,9 +534,10 @@ impl Held {
         for (place, spot) in &mut self.spots {
             // More was used than was set aside: else the next life's proof would say less than was reported.
             let behind = spot.lease.busy() > spot.lease.mark().reach;
-            if !spot.marking && (behind || spot.is_short(*place, now)) {
+            let ahead = spot.pace.ahead(now);
+            if !spot.marking && (behind || spot.is_short(*place, ahead)) {
                 spot.marking = true;
-                marks.push((*place, spot.lease.wanted(spot.chunk(*place, now))));
+                marks.push((*place, spot.lease.wanted(spot.chunk(*place, ahead))));
             }
         }
         marks
@@ -598,27 +601,39 @@ impl Held {
 }
 
 impl Spot {
+    fn take_at_once(&mut self, amount: u64) -> bool {
+        !self.over && self.line.is_empty() && self.lease.reserve(amount).is_ok()
+    }
+
+    /// It was wanted, and taken.
+    fn wanted(&mut self, demand: &Demand, now: Instant) -> Todo {
+        self.wanted_at = Some(now);
+        self.pace.note(demand.amount, now);
+        self.todo(demand.place, now)
+    }
+
     fn todo(&self, place: Place, now: Instant) -> Todo {
         if !self.line.is_empty() {
             return Todo { say: true, mark: self.lease.ready() < self.lease.room() };
         }
-        let ahead = self.wanted_ahead(false, now);
-        let wants = self.lease.statement(ahead.saturating_sub(self.lease.idle()), 0).wants;
+        let pace = self.pace.ahead(now);
+        let ahead = self.wanted_ahead(false, pace);
         // What was asked for already need not be asked for again at once.
-        let say = ahead > 0 && wants > self.said.unwrap_or_default().wants;
-        Todo { say, mark: !self.marking && self.is_short(place, now) }
+        let more = || self.lease.statement(ahead.saturating_sub(self.lease.idle()), 0).wants;
+        let say = ahead > 0 && more() > self.said.unwrap_or_default().wants;
+        Todo { say, mark: !self.marking && self.is_short(place, pace) }
     }
 
-    /// What a mark is to leave room for.
-    fn chunk(&self, place: Place, now: Instant) -> u64 {
+    /// What a mark is to leave room for; `ahead` as [`Pace::ahead`] says.
+    fn chunk(&self, place: Place, ahead: u64) -> u64 {
         let first = self.first(place).unwrap_or_default();
-        (self.pace.ahead(now) / MARKS_AHEAD).max(2 * self.pace.largest).max(first)
+        (ahead / MARKS_AHEAD).max(self.pace.largest.saturating_mul(2)).max(first)
     }
 
     /// Whether the disk has to hear of more before it is needed.
-    fn is_short(&self, place: Place, now: Instant) -> bool {
+    fn is_short(&self, place: Place, ahead: u64) -> bool {
         let (room, ready) = (self.lease.room(), self.lease.ready());
-        ready < room && (ready < self.chunk(place, now) / 2 || ready < self.first(place).unwrap_or_default())
+        ready < room && (ready < self.chunk(place, ahead) / 2 || ready < self.first(place).unwrap_or_default())
     }
 
     fn statement(&mut self, place: Place, now: Instant) -> Option<Statement> {
@@ -630,7 +645,8 @@ impl Spot {
             let keep = if self.over || first > self.lease.idle() { 0 } else { first };
             self.lease.give_back(keep);
         }
-        let wanted = if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, now)) };
+        let wanted =
+            if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, self.pace.ahead(now))) };
         let debt = self.lease.debt();
         let more = wanted.saturating_sub(self.lease.idle());
         let statement = self.lease.statement(more, first.saturating_sub(self.lease.idle()));
@@ -653,8 +669,7 @@ impl Spot {
     }
 
     /// Fetched ahead only where much is missing, and not while others go without.
-    fn wanted_ahead(&self, recalled: bool, now: Instant) -> u64 {
-        let ahead = self.pace.ahead(now);
+    fn wanted_ahead(&self, recalled: bool, ahead: u64) -> u64 {
         if recalled || self.lease.idle() >= ahead / 2 { 0 } else { ahead }
     }
 
