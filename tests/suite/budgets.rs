@@ -77,6 +77,10 @@ async fn six_calls_on_a_budget_for_three() {
     let config = cluster[0].config_path().display().to_string();
     let shown = harness::run(cluster.binary(), &["budget", "show", "b", "-c", &config], &[]).await;
     assert!(shown.stdout.contains("settled    $0.0018"), "{shown:?}");
+    let all = harness::run(cluster.binary(), &["budget", "show", "-c", &config], &[]).await;
+    let line = all.stdout.lines().nth(1).unwrap();
+    assert!(line.starts_with("b     $0.002 in total  $0.0018") && line.ends_with("never"), "{all:?}");
+    assert_eq!(operator.get("/admin/v1/standings").await.json()["items"][0]["settled"], bill.total.cost_nano_usd);
 }
 
 /// Twice as many at once as there is room for, over three nodes: as many pass as there is room for, and no more.

@@ -455,6 +455,44 @@ async fn a_budget_is_put_shown_and_deleted() {
     assert_eq!(node.get("admin", "budgets/acme%2Fmonth").await.told(), (404, "not_found"));
 }
 
+/// To who is limited to some tenants, what they name; whether there is another he does not learn.
+#[tokio::test]
+async fn budgets_are_shown_to_those_whose_they_are() {
+    let node = Node::new();
+    for name in ["a", "acme-month", "acme-support", "beta-month", "standing", "web-day"] {
+        node.fake.put(Kind::Budgets, name, json!({ "limit": "9 requests", "window": "day" }), Origin::Api);
+    }
+    let teams = json!({ "support": { "budgets": ["acme-support"] } });
+    node.fake.put(Kind::Tenants, "acme", json!({ "budgets": ["acme-month"], "teams": teams }), Origin::Api);
+    node.fake.put(Kind::Tenants, "beta", json!({ "budgets": ["beta-month"] }), Origin::Api);
+    node.fake.put(
+        Kind::Keys,
+        "web",
+        json!({ "tenant": "acme", "budgets": ["web-day"], "hash": hash("web") }),
+        Origin::Api,
+    );
+
+    let all = node.get("viewer", "standings").await;
+    assert_eq!(names(&all.body), ["a", "acme-month", "acme-support", "beta-month", "standing", "web-day"]);
+    assert_eq!((&all.body["items"][0]["limit"], &all.body["items"][0]["period"]), (&json!(9), &json!("day")));
+    let page = node.get("viewer", "standings?limit=2&after=acme-support").await.body;
+    assert_eq!((names(&page), &page["next"]), (vec!["beta-month", "standing"], &json!("standing")));
+    let last = node.get("viewer", "standings?after=standing").await.body;
+    assert_eq!((names(&last), &last["next"]), (vec!["web-day"], &Json::Null));
+    let theirs = node.get("acme-operator", "standings?limit=2").await.body;
+    assert_eq!((names(&theirs), &theirs["next"]), (vec!["acme-month", "acme-support"], &json!("acme-support")));
+    assert_eq!(names(&node.get("acme-operator", "standings?after=acme-support").await.body), ["web-day"]);
+    assert_eq!(node.get("app", "standings").await.told(), (403, "no_role"));
+
+    // The cluster in memory has no standing of any.
+    assert_eq!(node.get("acme-operator", "budgets/web-day/standing").await.told(), (404, "not_found"));
+    for foreign in ["beta-month", "nosuch"] {
+        let refused = node.get("acme-operator", &format!("budgets/{foreign}/standing")).await;
+        assert_eq!(refused.told(), (403, "out_of_scope"), "{foreign}");
+    }
+    assert_eq!(node.get("viewer", "budgets/standing").await.body["name"], "standing");
+}
+
 #[tokio::test]
 async fn a_budget_is_reconciled_by_an_administrator() {
     let node = Node::new();
