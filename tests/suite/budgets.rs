@@ -323,6 +323,15 @@ async fn a_limit_lowered_below_what_is_spent_stops_every_node() {
         .await;
         assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 429, "and goes on to");
     }
+    let over = provider.settled().await.total.requests - 5;
+    let config = cluster[0].config_path().display().to_string();
+    eventually_within(DEADLINE, "all is reported", async || {
+        let shown = harness::run(cluster.binary(), &["budget", "show", "b", "-c", &config], &[]).await;
+        shown.stdout.contains(&format!("remaining  over by {over} requests\n"))
+    })
+    .await;
+    let operator = cluster[2].admin(&cluster.admin_key().await);
+    assert_eq!(operator.get(STANDING).await.json()["over"], over);
 }
 
 /// Cut off, a node spends what it holds and no more; the others go on. All together stay within the limit.

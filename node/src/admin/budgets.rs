@@ -56,6 +56,10 @@ pub struct BudgetStanding {
     pub remaining_low: u64,
     /// If nothing of what is leased is spent.
     pub remaining_high: u64,
+    /// By how much more is spent or burned than the limit, which was lowered since, or is exceeded by a soft budget or an
+    /// overdraft. Left out: not at all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub over: u64,
     /// None to who is limited to some tenants, and none in a list.
     pub lines: Vec<LineStanding>,
     /// Of windows that are over, the oldest first. None in a list.
@@ -72,6 +76,11 @@ pub struct Standings {
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     pub cut: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(amount: &u64) -> bool {
+    *amount == 0
 }
 
 /// What is asked for of a budget.
@@ -220,6 +229,7 @@ impl BudgetStanding {
             burned: 0,
             remaining_low: limit,
             remaining_high: limit,
+            over: 0,
             lines: Vec::new(),
             records: Vec::new(),
         }
@@ -239,9 +249,7 @@ impl BudgetStanding {
         self.ends = window.ends.map(time);
         self.end_users = self.each.is_some().then_some(window.users.len() as u64);
         self.amounts(window.totals());
-        let (held, spent) = (window.most_held(), window.most_spent());
-        self.remaining_low = self.limit.saturating_sub(held);
-        self.remaining_high = self.limit.saturating_sub(spent);
+        self.remains(window.most_held(), window.most_spent());
         self.lines = window.book.lines().map(LineStanding::from).collect();
     }
 
@@ -253,8 +261,7 @@ impl BudgetStanding {
         self.end_user = name;
         self.end_users = None;
         self.amounts(Totals { held, used, burned });
-        self.remaining_low = self.limit.saturating_sub(held);
-        self.remaining_high = self.limit.saturating_sub(used).saturating_sub(burned);
+        self.remains(held, used.saturating_add(burned));
         self.lines = book.lines().map(LineStanding::from).collect();
     }
 
@@ -262,6 +269,12 @@ impl BudgetStanding {
     #[must_use]
     pub fn in_short(self) -> Self {
         Self { lines: Vec::new(), records: Vec::new(), ..self }
+    }
+
+    fn remains(&mut self, held: u64, spent: u64) {
+        self.remaining_low = self.limit.saturating_sub(held);
+        self.remaining_high = self.limit.saturating_sub(spent);
+        self.over = spent.saturating_sub(self.limit);
     }
 
     fn amounts(&mut self, Totals { held, used, burned }: Totals) {
@@ -298,6 +311,9 @@ impl BudgetStanding {
 
     fn remaining(&self) -> String {
         let unit = self.counted_in();
+        if self.over > 0 {
+            return format!("over by {}", unit.show(self.over));
+        }
         format!("{} to {}", unit.show(self.remaining_low), unit.show(self.remaining_high))
     }
 
@@ -403,6 +419,19 @@ pub async fn reconcile(control: &dyn Control, call: &Call, budget: String) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a bare 0 nobody saw how far it is to the next call.
+    #[test]
+    fn what_is_spent_beyond_the_limit_is_said() {
+        let mut budget = BudgetStanding::untouched("b", Unit::NanoUsd, 600_000_000, Period::Day);
+
+        budget.remains(1_100_000_000, 1_000_000_000);
+        assert!(budget.words().contains("\n  remaining  over by $0.4\n"), "{}", budget.words());
+        assert_eq!((json!(budget)["over"].as_u64(), budget.remaining_high), (Some(400_000_000), 0));
+        assert_eq!(budget.row()[5], "over by $0.4");
+        budget.remains(700_000_000, 600_000_000);
+        assert!(budget.words().contains("remaining  $0 to $0\n") && json!(budget).get("over").is_none());
+    }
 
     #[test]
     fn all_budgets_are_a_table() {
