@@ -63,7 +63,8 @@ async fn six_calls_on_a_budget_for_three() {
     assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
     let refused = &answers[3];
     assert_eq!(refused.json()["error"]["code"], "budget_exceeded");
-    assert!(refused.json()["error"]["message"].as_str().unwrap().contains("`b`"), "{}", refused.text());
+    let told = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(told.contains("`b` ($0.002 in total, resets never) than this request may cost ($0.0006"), "{told}");
     assert_eq!((refused.header("x-should-retry"), refused.header("retry-after")), (Some("false"), None));
     let bill = provider.settled().await;
     assert_eq!(bill.total.requests, 3);
@@ -81,6 +82,30 @@ async fn six_calls_on_a_budget_for_three() {
     let line = all.stdout.lines().nth(1).unwrap();
     assert!(line.starts_with("b     $0.002 in total  $0.0018") && line.ends_with("never"), "{all:?}");
     assert_eq!(operator.get("/admin/v1/standings").await.json()["items"][0]["settled"], bill.total.cost_nano_usd);
+}
+
+/// In either dialect: which budget, of those of the key, how much it has and when it has that again.
+#[tokio::test]
+async fn who_is_over_a_budget_is_told_which_and_until_when() {
+    let provider = provider(10).await;
+    let config = CONFIG.replace("LIMIT, window: total", "1 request, window: month, timezone: Asia/Kathmandu");
+    let config = config
+        .replace("budgets: [b]", "budgets: [wide, b]")
+        .replace("budgets: {", "budgets: { wide: { limit: $7, window: day },");
+    let cluster = TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", &provider);
+    let cluster = cluster.nodes(1).start().await;
+    let client = cluster[0].as_key(WEB);
+    assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 200);
+
+    let ends = cluster[0].admin(&cluster.admin_key().await).get(STANDING).await.json()["ends"].clone();
+    let terms = format!("`b` (1 requests a month, resets {}) than this", ends.as_str().unwrap());
+    let message = json!({ "model": "openai/m", "max_tokens": 10, "messages": [{ "role": "user", "content": "who?" }] });
+    for (path, body) in [("/v1/chat/completions", asking(10)), ("/v1/messages", message)] {
+        let refused = client.post(path, &body).await;
+        assert_eq!((refused.status, refused.header("x-should-retry")), (429, Some("false")), "{path}");
+        let told = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(told.contains(&terms) && !told.contains("wide"), "{path}: {told}");
+    }
 }
 
 /// Twice as many at once as there is room for, over three nodes: as many pass as there is room for, and no more.
