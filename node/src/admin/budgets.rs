@@ -1,7 +1,7 @@
 //! What is left of a budget, as the whole cluster knows it at this moment; and giving back by hand what a process that is
 //! over holds of it.
 
-use super::access::Scope;
+use super::access::{Scope, budgets_of};
 use super::control::Control;
 use super::error::ApiError;
 use super::http::{Answer, Call};
@@ -378,6 +378,16 @@ impl From<&Record> for WindowRecord {
 
 fn time(since_1970: Duration) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since_1970).to_string()
+}
+
+/// Who is limited to some tenants names no budget that is not theirs yet: he would see how it stands, and spend what is
+/// others'.
+pub fn may_name(control: &dyn Control, scope: &Scope, spec: &Json) -> Result<(), ApiError> {
+    let Scope::Tenants(tenants) = scope else { return Ok(()) };
+    match budgets_of(spec).find(|budget| !control.is_budget_of(budget, tenants)) {
+        Some(budget) => Err(ApiError::ForeignBudget { budget: budget.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 pub async fn standing(control: &dyn Control, call: &Call, name: String) -> Result<Answer, ApiError> {

@@ -24,6 +24,12 @@ pub enum ApiError {
     Forbidden(Grant),
     #[error("your roles are limited to some tenants; {0}")]
     OutOfScope(&'static str),
+    /// Whether there is such a budget he does not learn.
+    #[error(
+        "your roles are limited to some tenants; none of them, and no team or key of theirs, names the budget `{budget}`: only \
+         who administers everything puts something of theirs under it"
+    )]
+    ForeignBudget { budget: String },
     #[error("what was sent is not right")]
     Wrong(Vec<Wrong>),
     #[error("the body has more than {max} bytes")]
@@ -78,7 +84,9 @@ impl ApiError {
             | Self::Change(ChangeError::NotFound | ChangeError::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::Auth(AuthError::Unknown) => StatusCode::UNAUTHORIZED,
-            Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) => StatusCode::FORBIDDEN,
+            Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) | Self::ForeignBudget { .. } => {
+                StatusCode::FORBIDDEN
+            }
             Self::Wrong(_) | Self::Broken | Self::Change(ChangeError::Invalid(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -110,7 +118,7 @@ impl ApiError {
             Self::Auth(AuthError::Unknown) => "invalid_key",
             Self::Auth(AuthError::NoRole) => "no_role",
             Self::Forbidden(_) => "role_needed",
-            Self::OutOfScope(_) => "out_of_scope",
+            Self::OutOfScope(_) | Self::ForeignBudget { .. } => "out_of_scope",
             Self::Wrong(_) | Self::Change(ChangeError::Invalid(_)) => "invalid",
             Self::TooLarge { .. } => "too_large",
             Self::Slow(_) => "timeout",

@@ -493,6 +493,49 @@ async fn budgets_are_shown_to_those_whose_they_are() {
     assert_eq!(node.get("viewer", "budgets/standing").await.body["name"], "standing");
 }
 
+/// Named in a key of one's own, another's budget was spent by it.
+#[tokio::test]
+async fn who_is_limited_to_a_tenant_names_no_budget_that_is_not_its_own() {
+    let node = Node::new();
+    for name in ["acme-month", "acme-support", "beta-month"] {
+        node.fake.put(Kind::Budgets, name, json!({ "limit": "$1", "window": "day" }), Origin::Api);
+    }
+    let teams = json!({ "support": { "budgets": ["acme-support"] } });
+    node.fake.put(Kind::Tenants, "acme", json!({ "budgets": ["acme-month"], "teams": teams }), Origin::Api);
+    node.fake.put(
+        Kind::Keys,
+        "other",
+        json!({ "tenant": "beta", "budgets": ["beta-month"], "hash": hash("other") }),
+        Origin::Api,
+    );
+    let key = |name: &str, budget: &str| json!({ "name": name, "tenant": "acme", "budgets": ["acme-month", budget] });
+    let put = |budget: &str| json!({ "tenant": "acme", "hash": hash("put"), "budgets": [budget] });
+
+    for foreign in ["beta-month", "nosuch"] {
+        let (made, team) = (key("k", foreign), json!({ "budgets": [foreign] }));
+        for (who, method, path, body) in [
+            ("acme-operator", "POST", "keys", made.clone()),
+            ("acme-admin", "POST", "keys", made),
+            ("acme-operator", "PUT", "keys/web", put(foreign)),
+            ("acme-operator", "PUT", "keys/new", put(foreign)),
+            ("acme-admin", "PUT", "tenants/acme/teams/sales", team),
+        ] {
+            let refused = node.ask(who, method, path, body).await;
+            assert_eq!(refused.told(), (403, "out_of_scope"), "{who} {method} {path}");
+            let message = refused.body["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&format!("names the budget `{foreign}`")), "{message}");
+        }
+    }
+    assert_eq!(node.ask("acme-operator", "POST", "keys", key("own", "acme-support")).await.status, 201);
+    assert_eq!(node.ask("acme-operator", "PUT", "keys/web", put("acme-support")).await.status, 200);
+    let team = json!({ "budgets": ["acme-month"] });
+    assert_eq!(node.ask("acme-admin", "PUT", "tenants/acme/teams/sales", team).await.status, 201);
+
+    // Once somebody who may has put them under it, it is theirs too.
+    assert_eq!(node.ask("operator", "POST", "keys", key("shared", "beta-month")).await.status, 201);
+    assert_eq!(node.ask("acme-operator", "POST", "keys", key("second", "beta-month")).await.status, 201);
+}
+
 #[tokio::test]
 async fn a_budget_is_reconciled_by_an_administrator() {
     let node = Node::new();
