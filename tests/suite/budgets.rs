@@ -497,7 +497,10 @@ async fn what_was_burned_is_given_back_on_an_operators_word() {
     let mut entries = audit["items"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "budgets");
     let entry = entries.rfind(|entry| entry["action"] == "reconcile").expect("a line in the audit");
     assert_eq!((&entry["name"], &entry["who"]), (&json!("b"), &json!("first-admin")), "{entry}");
-    assert!(entry["outcome"].as_str().unwrap().contains(&format!("{SPENT} said to be used")), "{entry}");
+    let outcome = entry["outcome"].as_str().unwrap();
+    assert!(outcome.starts_with("done: budget `b`, window 0, node "), "{entry}");
+    assert!(outcome.contains(&format!("{SPENT} requests said to be used; used {SPENT} requests, before ")), "{entry}");
+    assert!(outcome.contains("; burned 0 requests, before ") && outcome.contains("; returned "), "{entry}");
 }
 
 /// A node and its disk are lost for good: once it is taken out, what it held is given back the same way.

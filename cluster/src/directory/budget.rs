@@ -137,6 +137,10 @@ impl Unit {
         }
     }
 
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::NanoUsd, Self::Tokens, Self::Requests].into_iter().find(|unit| unit.name() == name)
+    }
+
     /// As people write it.
     pub fn show(self, amount: u64) -> String {
         match self {

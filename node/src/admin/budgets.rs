@@ -284,11 +284,7 @@ impl BudgetStanding {
     }
 
     fn counted_in(&self) -> Unit {
-        match self.unit.as_str() {
-            "tokens" => Unit::Tokens,
-            "requests" => Unit::Requests,
-            _ => Unit::NanoUsd,
-        }
+        Unit::named(&self.unit).unwrap_or(Unit::NanoUsd)
     }
 
     /// For a person, as a line of a table.
