@@ -60,7 +60,7 @@ impl Api {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         if !endpoint.allows(request.method()) {
-            return Err(ApiError::Method { allow: endpoint.allowed() });
+            return Err(refused(&endpoint, request.method()));
         }
         // What the API looks like is no secret.
         if endpoint == Endpoint::OpenApi {
@@ -106,7 +106,7 @@ impl Api {
             | Endpoint::Switch { .. }
             | Endpoint::Drain { .. }
             | Endpoint::Remove { .. }
-            | Endpoint::Reconcile { .. } => Err(ApiError::Method { allow: endpoint.allowed() }),
+            | Endpoint::Reconcile { .. } => Err(refused(endpoint, &call.method)),
         }
     }
 
@@ -134,9 +134,13 @@ impl Api {
             | Endpoint::Cluster
             | Endpoint::Standings
             | Endpoint::Standing { .. }
-            | Endpoint::OpenApi => Err(ApiError::Method { allow: endpoint.allowed() }),
+            | Endpoint::OpenApi => Err(refused(&endpoint, &call.method)),
         }
     }
+}
+
+fn refused(endpoint: &Endpoint, method: &Method) -> ApiError {
+    ApiError::Method { allow: endpoint.allowed(), hint: endpoint.hint(method) }
 }
 
 #[cfg(test)]

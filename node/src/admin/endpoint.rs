@@ -119,6 +119,34 @@ impl Endpoint {
         self.allowed().split(", ").any(|allowed| allowed == method.as_str())
     }
 
+    /// Where what `method` is likely meant for is done, if it is not here.
+    pub fn hint(&self, method: &Method) -> Option<String> {
+        let one = match self {
+            Self::List(kind) => Self::Item { kind: *kind, name: String::new() },
+            Self::Teams { .. } => Self::Team { tenant: String::new(), name: String::new() },
+            Self::Item { .. } | Self::Team { .. } => {
+                let writes = method == Method::POST || method == Method::PATCH;
+                return writes.then(|| format!("`PUT {}` makes it, or replaces it whole", self.template()));
+            }
+            Self::Revoke { .. }
+            | Self::Switch { .. }
+            | Self::Members
+            | Self::Drain { .. }
+            | Self::Remove { .. }
+            | Self::Audit
+            | Self::Cluster
+            | Self::Standings
+            | Self::Standing { .. }
+            | Self::Reconcile { .. }
+            | Self::OpenApi => return None,
+        };
+        if method == Method::DELETE {
+            return Some(format!("`DELETE {}` deletes one", one.template()));
+        }
+        let writes = method == Method::POST || method == Method::PUT || method == Method::PATCH;
+        writes.then(|| format!("`PUT {}` makes one, or replaces it whole", one.template()))
+    }
+
     /// What it is about, in words.
     pub fn subject(&self) -> String {
         match self {

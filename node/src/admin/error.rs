@@ -14,8 +14,8 @@ use std::time::Duration;
 pub enum ApiError {
     #[error("there is no such path; `/admin/v1/openapi.json` lists what there is")]
     NoPath,
-    #[error("only {allow} is answered here")]
-    Method { allow: &'static str },
+    #[error("only {allow} is answered here{}", hinted(.hint.as_deref()))]
+    Method { allow: &'static str, hint: Option<String> },
     #[error("a key with a role is needed: `authorization: Bearer lea-…`")]
     NoKey,
     #[error(transparent)]
@@ -53,6 +53,10 @@ pub enum ApiError {
     Change(#[from] ChangeError),
     #[error("the system gives no randomness")]
     Randomness,
+}
+
+fn hinted(hint: Option<&str>) -> String {
+    hint.map_or_else(String::new, |hint| format!("; {hint}"))
 }
 
 fn now(current: Option<u64>) -> String {
@@ -199,7 +203,7 @@ impl ApiError {
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Self::Method { allow } = self {
+        if let Self::Method { allow, .. } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         if self.status() == StatusCode::UNAUTHORIZED {

@@ -98,6 +98,26 @@ async fn what_is_not_there_and_what_is_not_done_there() {
     assert_eq!(node.get("admin", "keys/absent").await.told(), (404, "not_found"));
     let refused = node.ask("admin", "POST", "keys/web", json!({})).await;
     assert_eq!((refused.told(), refused.header("allow")), ((405, "method_not_allowed"), "GET, HEAD, PUT, DELETE"));
+    let message = |asked: &Asked| asked.body["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message(&refused).ends_with("; `PUT /admin/v1/keys/{name}` makes it, or replaces it whole"));
+    for (method, path, allow, hint) in [
+        ("POST", "budgets", "GET, HEAD", "`PUT /admin/v1/budgets/{name}` makes one, or replaces it whole"),
+        ("PUT", "models", "GET, HEAD", "`PUT /admin/v1/models/{name}` makes one, or replaces it whole"),
+        ("PUT", "keys", "GET, HEAD, POST", "`PUT /admin/v1/keys/{name}` makes one, or replaces it whole"),
+        (
+            "POST",
+            "tenants/acme/teams",
+            "GET, HEAD",
+            "`PUT /admin/v1/tenants/{tenant}/teams/{name}` makes one, or replaces it whole",
+        ),
+        ("DELETE", "routes", "GET, HEAD", "`DELETE /admin/v1/routes/{name}` deletes one"),
+    ] {
+        let refused = node.ask("admin", method, path, json!({ "name": "b" })).await;
+        assert_eq!((refused.told(), refused.header("allow")), ((405, "method_not_allowed"), allow), "{method} {path}");
+        assert_eq!(message(&refused), format!("only {allow} is answered here; {hint}"), "{method} {path}");
+    }
+    let refused = node.ask("admin", "POST", "audit", json!({})).await;
+    assert_eq!(message(&refused), "only GET, HEAD is answered here");
     assert_eq!(node.ask("admin", "DELETE", "keys/absent", Json::Null).await.told(), (404, "not_found"));
     assert_eq!(node.get("admin", "keys?limit=0").await.told(), (400, "invalid"));
 }
