@@ -404,6 +404,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_limit_of_zero_refuses_every_call() {
+        let node = alone(0);
+
+        for may_cap in [true, false] {
+            let refused = node.reserve(1, may_cap).await.err();
+            let Some(QuotaError::Exceeded(exceeded)) = refused else { panic!("{refused:?}") };
+            assert_eq!((&*exceeded.budget.name, exceeded.limit), ("b0", 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_answer_is_capped_at_a_part_of_what_there_is_room_for() {
         let node = alone(100_000);
 

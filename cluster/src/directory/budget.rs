@@ -24,7 +24,7 @@ pub const NAMED_MAX: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetSpec {
-    /// `$50`, `100k tokens` or `5000 requests`. Needed.
+    /// `$50`, `100k tokens` or `5000 requests`. 0 refuses every call. Needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitText>,
 
