@@ -50,7 +50,7 @@ impl Shared {
     /// Where nobody said which budget it was, it counts for each of them.
     fn count_denied(&self, error: &QuotaError, budgets: &[Arc<Budget>]) {
         let (budget, reason) = match error {
-            QuotaError::Exceeded { budget } => (Some(budget), "exceeded"),
+            QuotaError::Exceeded(exceeded) => (Some(&exceeded.budget.name), "exceeded"),
             QuotaError::Unpriced { budget } => (Some(budget), "unpriced"),
             QuotaError::Crowded { budget } => (Some(budget), "crowded"),
             QuotaError::Unanswered { .. } => (None, "unanswered"),
@@ -67,8 +67,8 @@ impl Shared {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuotaError {
     /// The ledger's word.
-    #[error("less is left of the budget `{budget}`")]
-    Exceeded { budget: Arc<str> },
+    #[error("less is left of the budget `{}`", .0.budget.name)]
+    Exceeded(Box<Exceeded>),
     #[error("the budget `{budget}` is in US dollars, and the target has no price")]
     Unpriced { budget: Arc<str> },
     #[error("the budget `{budget}` has {USERS_MAX} end users, or all have many, and no account for another")]
@@ -79,6 +79,27 @@ pub enum QuotaError {
     /// It may be tried again.
     #[error("too many wait for budgets")]
     Full,
+}
+
+/// What an attempt did not fit in, and how far this node knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    /// One of those that the attempt must fit in.
+    pub budget: Arc<Budget>,
+    /// As the ledger says it; in the budget's unit.
+    pub limit: u64,
+    /// What the attempt may have come to, with as short an answer as it could be capped to; in the budget's unit.
+    pub needed: u64,
+    /// `None`: the window is over already.
+    pub ends: Option<Ends>,
+}
+
+/// When a window is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Since 1970.
+    At(Duration),
+    Never,
 }
 
 impl Quota {
@@ -146,16 +167,21 @@ impl Quota {
 }
 
 /// `demands` are those of the budgets, as far as there are any yet.
-fn unreserved(error: &NotReserved, demands: &[Demand], budgets: &[Arc<Budget>]) -> QuotaError {
-    let named = |place: &Place| {
-        let budget = demands.iter().zip(budgets).find(|(at, _)| at.place == *place).map(|(_, budget)| &budget.name);
-        budget.cloned().unwrap_or_default()
-    };
+fn unreserved(error: &NotReserved, demands: &[Demand], budgets: &[Arc<Budget>], escrow: &Escrow) -> QuotaError {
+    let named = |place: &Place| demands.iter().zip(budgets).find(|(at, _)| at.place == *place);
     match error {
-        NotReserved::Refused(Refused::Exceeded { place, .. } | Refused::Over { place }) => {
-            QuotaError::Exceeded { budget: named(place) }
+        NotReserved::Refused(Refused::Exceeded { place, amount, standing }) => {
+            let Some((_, budget)) = named(place) else { return QuotaError::Full };
+            let ends = escrow.ends(budget, *place);
+            let (budget, limit, needed) = (Arc::clone(budget), standing.limit, *amount);
+            QuotaError::Exceeded(Box::new(Exceeded { budget, limit, needed, ends }))
         }
-        NotReserved::Refused(Refused::Crowded { place }) => QuotaError::Crowded { budget: named(place) },
+        NotReserved::Refused(Refused::Crowded { place }) => match named(place) {
+            Some((_, budget)) => QuotaError::Crowded { budget: Arc::clone(&budget.name) },
+            None => QuotaError::Full,
+        },
+        // What is begun anew has not been refused by anyone.
+        NotReserved::Refused(Refused::Over { .. }) => QuotaError::Unanswered { waited: Duration::ZERO },
         NotReserved::Refused(Refused::Full) => QuotaError::Full,
         NotReserved::Unanswered { waited } => QuotaError::Unanswered { waited: *waited },
     }

@@ -19,6 +19,7 @@ mod validate;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::directory::budget::Unit;
 use crate::directory::wire::Spec;
 use crate::id::{Incarnation, NodeId};
 use crate::ledger::accounts::{self, Place};
@@ -235,23 +236,25 @@ impl Register {
 
     /// An operator answers for what a life that is over has used.
     fn unspent(&mut self, place: Place, incarnation: Incarnation, used: u64) -> Outcome {
-        let name = self.accounts.get(place.budget).map_or_else(String::new, |account| account.name.clone());
+        let account = self.accounts.get(place.budget);
+        let name = account.map_or_else(String::new, |account| account.name.clone());
+        let unit = account.and_then(|account| Unit::named(account.unit()));
         let line = self.accounts.book(place).and_then(|book| book.line(incarnation));
         // One that has settled for the last time may still have calls under way.
         let is_over = line.is_none_or(|line| self.is_over(line.node, incarnation));
         let done = if is_over { self.accounts.reconcile(place, incarnation, used) } else { None };
         let outcome = done.as_ref().map(|Reconciled { before, after }| {
+            let show = |amount: u64| unit.map_or_else(|| amount.to_string(), |unit| unit.show(amount));
+            let change = |before: u64, after: u64| format!("{}, before {}", show(after), show(before));
             format!(
-                "done: window {}, node {}, incarnation {incarnation}: {used} said to be used; used {} before and {} after, \
-                 burned {} and {}, returned {} and {}",
+                "done: budget `{name}`, window {}, node {}, incarnation {incarnation}: {} said to be used; used {}; burned {}; \
+                 returned {}",
                 place.window,
                 after.node,
-                before.used,
-                after.used,
-                before.burned(),
-                after.burned(),
-                before.returned,
-                after.returned,
+                show(used),
+                change(before.used, after.used),
+                change(before.burned(), after.burned()),
+                change(before.returned, after.returned),
             )
         });
         let note = Note { outcome, ..Note::of("reconcile", Kind::Budgets, &name, None, None) };

@@ -63,7 +63,8 @@ async fn six_calls_on_a_budget_for_three() {
     assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
     let refused = &answers[3];
     assert_eq!(refused.json()["error"]["code"], "budget_exceeded");
-    assert!(refused.json()["error"]["message"].as_str().unwrap().contains("`b`"), "{}", refused.text());
+    let told = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(told.contains("`b` ($0.002 in total, resets never) than this request may cost ($0.0006"), "{told}");
     assert_eq!((refused.header("x-should-retry"), refused.header("retry-after")), (Some("false"), None));
     let bill = provider.settled().await;
     assert_eq!(bill.total.requests, 3);
@@ -77,6 +78,34 @@ async fn six_calls_on_a_budget_for_three() {
     let config = cluster[0].config_path().display().to_string();
     let shown = harness::run(cluster.binary(), &["budget", "show", "b", "-c", &config], &[]).await;
     assert!(shown.stdout.contains("settled    $0.0018"), "{shown:?}");
+    let all = harness::run(cluster.binary(), &["budget", "show", "-c", &config], &[]).await;
+    let line = all.stdout.lines().nth(1).unwrap();
+    assert!(line.starts_with("b     $0.002 in total  $0.0018") && line.ends_with("never"), "{all:?}");
+    assert_eq!(operator.get("/admin/v1/standings").await.json()["items"][0]["settled"], bill.total.cost_nano_usd);
+}
+
+/// In either dialect: which budget, of those of the key, how much it has and when it has that again.
+#[tokio::test]
+async fn who_is_over_a_budget_is_told_which_and_until_when() {
+    let provider = provider(10).await;
+    let config = CONFIG.replace("LIMIT, window: total", "1 request, window: month, timezone: Asia/Kathmandu");
+    let config = config
+        .replace("budgets: [b]", "budgets: [wide, b]")
+        .replace("budgets: {", "budgets: { wide: { limit: $7, window: day },");
+    let cluster = TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", &provider);
+    let cluster = cluster.nodes(1).start().await;
+    let client = cluster[0].as_key(WEB);
+    assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 200);
+
+    let ends = cluster[0].admin(&cluster.admin_key().await).get(STANDING).await.json()["ends"].clone();
+    let terms = format!("`b` (1 requests a month, resets {}) than this", ends.as_str().unwrap());
+    let message = json!({ "model": "openai/m", "max_tokens": 10, "messages": [{ "role": "user", "content": "who?" }] });
+    for (path, body) in [("/v1/chat/completions", asking(10)), ("/v1/messages", message)] {
+        let refused = client.post(path, &body).await;
+        assert_eq!((refused.status, refused.header("x-should-retry")), (429, Some("false")), "{path}");
+        let told = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(told.contains(&terms) && !told.contains("wide"), "{path}: {told}");
+    }
 }
 
 /// Twice as many at once as there is room for, over three nodes: as many pass as there is room for, and no more.
@@ -319,6 +348,15 @@ async fn a_limit_lowered_below_what_is_spent_stops_every_node() {
         .await;
         assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 429, "and goes on to");
     }
+    let over = provider.settled().await.total.requests - 5;
+    let config = cluster[0].config_path().display().to_string();
+    eventually_within(DEADLINE, "all is reported", async || {
+        let shown = harness::run(cluster.binary(), &["budget", "show", "b", "-c", &config], &[]).await;
+        shown.stdout.contains(&format!("remaining  over by {over} requests\n"))
+    })
+    .await;
+    let operator = cluster[2].admin(&cluster.admin_key().await);
+    assert_eq!(operator.get(STANDING).await.json()["over"], over);
 }
 
 /// Cut off, a node spends what it holds and no more; the others go on. All together stay within the limit.
@@ -459,7 +497,10 @@ async fn what_was_burned_is_given_back_on_an_operators_word() {
     let mut entries = audit["items"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "budgets");
     let entry = entries.rfind(|entry| entry["action"] == "reconcile").expect("a line in the audit");
     assert_eq!((&entry["name"], &entry["who"]), (&json!("b"), &json!("first-admin")), "{entry}");
-    assert!(entry["outcome"].as_str().unwrap().contains(&format!("{SPENT} said to be used")), "{entry}");
+    let outcome = entry["outcome"].as_str().unwrap();
+    assert!(outcome.starts_with("done: budget `b`, window 0, node "), "{entry}");
+    assert!(outcome.contains(&format!("{SPENT} requests said to be used; used {SPENT} requests, before ")), "{entry}");
+    assert!(outcome.contains("; burned 0 requests, before ") && outcome.contains("; returned "), "{entry}");
 }
 
 /// A node and its disk are lost for good: once it is taken out, what it held is given back the same way.

@@ -12,6 +12,7 @@ use llm::fault::{ErrorBody, Fault};
 
 use crate::gate;
 use crate::ingress::body::Body;
+use crate::quota::Exceeded;
 
 /// The longest `retry-after` a client is told, whatever a provider says: official SDKs sleep for as long as it says.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
@@ -70,7 +71,9 @@ pub enum Failure {
         max: u32,
     },
     /// The ledger said that less is left of a budget than the request may cost.
-    BudgetExceeded {
+    BudgetExceeded(Box<Exceeded>),
+    /// The request is to fit in a budget that this node does not know, so nobody can say that it does.
+    BudgetUnknown {
         budget: String,
     },
     /// The ledger keeps accounts of so many of the budget's end users, and not of this one.
@@ -211,7 +214,8 @@ rows! {
     MODEL_NOT_ALLOWED: 403, "permission_denied", "model_not_allowed", "", "Use a model of the key's list (`GET /v1/models`), or have it extended.";
     UNKNOWN_MODEL: 404, "invalid_request_error", "model_not_found", "", "Use a route's name or `provider/model`; `GET /v1/models` lists them.";
     RATE_LIMITED: 429, "rate_limit_error", "rate_limit_exceeded", "retry-after, retry-after-ms, x-ratelimit-*", "Wait as long as `retry-after` says. No `x-ratelimit-*` where it was the limit a second or at once.";
-    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "Wait for the budget's next window, or have its limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
+    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "The message names the budget, its limit and when it resets: wait for that, ask for a shorter answer, or have the limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
+    BUDGET_UNKNOWN: 403, "permission_denied", "budget_unknown", "", "The key, its team or tenant, the provider or the model names a budget that the node does not know; the operator makes it, or takes its name out there.";
     UNPRICED: 403, "permission_denied", "model_not_priced", "", "A budget in US dollars needs the model's price; the operator adds it under `prices`.";
     BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`; try again, or add a node.";
     NOT_CACHED: 504, "invalid_request_error", "not_cached", "", "Leave out `cache-control: only-if-cached`.";
@@ -262,7 +266,8 @@ impl Failure {
             Self::ModelNotAllowed { .. } => row::MODEL_NOT_ALLOWED,
             Self::UnknownModel { .. } => row::UNKNOWN_MODEL,
             Self::RateLimited { .. } | Self::TooFast { .. } | Self::TooManyAtOnce { .. } => row::RATE_LIMITED,
-            Self::BudgetExceeded { .. } | Self::BudgetCrowded { .. } => row::BUDGET,
+            Self::BudgetExceeded(_) | Self::BudgetCrowded { .. } => row::BUDGET,
+            Self::BudgetUnknown { .. } => row::BUDGET_UNKNOWN,
             Self::Unpriced { .. } => row::UNPRICED,
             Self::Busy => row::BUSY,
             Self::NotCached => row::NOT_CACHED,
@@ -316,7 +321,8 @@ impl Failure {
                 words::rate(u64::from(*per_second), "requests", "second", *retry_after)
             }
             Self::TooManyAtOnce { max } => words::at_once(*max),
-            Self::BudgetExceeded { budget } => words::exceeded(budget),
+            Self::BudgetExceeded(exceeded) => words::exceeded(exceeded),
+            Self::BudgetUnknown { budget } => words::unknown(budget),
             Self::BudgetCrowded { budget } => words::crowded(budget),
             Self::BudgetUnanswered { waited } => words::unanswered(*waited),
             Self::Unpriced { budget, model } => words::unpriced(budget, model),
@@ -422,7 +428,8 @@ impl Failure {
                 | Self::Throttled { .. }
                 | Self::CredentialsExhausted { .. }
                 | Self::ReplyTooLarge { .. }
-                | Self::BudgetExceeded { .. }
+                | Self::BudgetExceeded(_)
+                | Self::BudgetUnknown { .. }
                 | Self::BudgetCrowded { .. }
                 | Self::BudgetUnanswered { .. }
                 | Self::Unpriced { .. }
@@ -474,7 +481,7 @@ impl Failure {
         if let Some(status) = self.upstream_status() {
             headers.insert(HeaderName::from_static("x-lea-upstream-status"), HeaderValue::from(status));
         }
-        if let Self::BudgetExceeded { .. } | Self::BudgetCrowded { .. } = self {
+        if let Self::BudgetExceeded(_) | Self::BudgetCrowded { .. } = self {
             // Official SDKs would try again, and pay for it with nothing but time.
             headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
         }
@@ -497,9 +504,16 @@ impl Failure {
 mod words {
     use std::time::Duration;
 
+    use std::time::UNIX_EPOCH;
+
+    use cluster::directory::budget::{Budget, Period, Unit};
     use cluster::ledger::accounts::USERS_MAX;
 
     use super::seconds_up;
+    use crate::quota::{Ends, Exceeded};
+
+    /// The last second that can be written in four digits of a year.
+    const YEAR_9999: Duration = Duration::from_secs(253_402_300_799);
 
     pub fn rate(limit: u64, what: &str, time: &str, retry_after: Duration) -> String {
         format!("over the key's limit of {limit} {what} a {time}; try again in {} s", seconds_up(retry_after))
@@ -509,11 +523,43 @@ mod words {
         format!("over the key's limit of {max} requests at once; try again when one has ended")
     }
 
-    pub fn exceeded(budget: &str) -> String {
+    /// «$50 a month, resets 2026-12-01T00:00:00Z».
+    fn terms(exceeded: &Exceeded) -> String {
+        let Budget { limit, period, each, .. } = &*exceeded.budget;
+        let window = match period {
+            Period::Total => "in total".to_owned(),
+            Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month => {
+                format!("a {}", period.name())
+            }
+        };
+        let each = if *each { " for each end user" } else { "" };
+        let resets = match exceeded.ends {
+            Some(Ends::At(at)) => {
+                format!(", resets {}", humantime::format_rfc3339_seconds(UNIX_EPOCH + at.min(YEAR_9999)))
+            }
+            Some(Ends::Never) => ", resets never".to_owned(),
+            None => String::new(),
+        };
+        format!("{} {window}{each}{resets}", limit.unit.show(exceeded.limit))
+    }
+
+    pub fn exceeded(exceeded: &Exceeded) -> String {
+        let Budget { name, limit, period, .. } = &*exceeded.budget;
+        let may_fit = match (limit.unit, period) {
+            (Unit::Requests, Period::Total) => "its limit would have to be raised",
+            (Unit::Requests, _) => "its next window has room again",
+            (Unit::NanoUsd | Unit::Tokens, Period::Total) => "a shorter answer (`max_tokens`) may fit",
+            (Unit::NanoUsd | Unit::Tokens, _) => "a shorter answer (`max_tokens`) may fit, or its next window",
+        };
+        let needed = limit.unit.show(exceeded.needed);
         format!(
-            "less is left of the budget `{budget}` than this request may cost; a shorter answer (`max_tokens`) may fit, or \
-             the budget's next window"
+            "less is left of the budget `{name}` ({}) than this request may cost ({needed}); {may_fit}",
+            terms(exceeded)
         )
+    }
+
+    pub fn unknown(budget: &str) -> String {
+        format!("this request is to fit in the budget `{budget}`, which this node does not know; tell the operator")
     }
 
     pub fn crowded(budget: &str) -> String {
@@ -547,7 +593,12 @@ fn add_retry_after(headers: &mut HeaderMap, wait: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use cluster::directory::budget::{Amount, Budget, BudgetSpec, LimitText, Period};
+
     use super::*;
+    use crate::quota::Ends;
 
     #[test]
     fn every_code_stands_once_in_the_table() {
@@ -576,6 +627,43 @@ mod tests {
             assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &HeaderValue::from(1)));
             assert!(!answer.headers().contains_key("x-should-retry"));
         }
+    }
+
+    /// Which budget, how much, and when there is more: nobody but the operator can ask for that.
+    #[test]
+    fn who_is_over_a_budget_is_told_of_it() {
+        let told = |limit: &str, period, each, needed, ends| {
+            let limit: Amount = limit.parse().unwrap();
+            let budget =
+                BudgetSpec { limit: Some(LimitText(limit.to_string())), window: Some(period), ..BudgetSpec::default() };
+            let budget = Arc::new(Budget { each, ..budget.read("b").unwrap() });
+            let failure = Failure::BudgetExceeded(Box::new(Exceeded { budget, limit: limit.amount, needed, ends }));
+            for dialect in [Dialect::OpenAiChat, Dialect::AnthropicMessages] {
+                let answer = failure.answer(dialect, "r", false);
+                assert_eq!(
+                    (answer.status().as_u16(), answer.headers()["x-should-retry"].as_bytes()),
+                    (429, &b"false"[..])
+                );
+                assert!(!answer.headers().contains_key(RETRY_AFTER));
+            }
+            failure.message()
+        };
+        let month = Some(Ends::At(Duration::from_secs(1_796_083_200)));
+
+        assert_eq!(
+            told("$50", Period::Month, false, 400_000_000, month),
+            "less is left of the budget `b` ($50 a month, resets 2026-12-01T00:00:00Z) than this request may cost ($0.4); a \
+             shorter answer (`max_tokens`) may fit, or its next window"
+        );
+        assert_eq!(
+            told("9 tokens", Period::Total, true, 10, Some(Ends::Never)),
+            "less is left of the budget `b` (9 tokens in total for each end user, resets never) than this request may cost \
+             (10 tokens); a shorter answer (`max_tokens`) may fit"
+        );
+        let requests = told("9 requests", Period::Hour, false, 1, None);
+        assert!(requests.contains("(9 requests a hour) than") && requests.ends_with("its next window has room again"));
+        assert!(told("9 requests", Period::Total, false, 1, None).ends_with("would have to be raised"));
+        assert!(told("$1", Period::Day, false, 1, Some(Ends::At(Duration::MAX))).contains("resets 9999-12-31"));
     }
 
     #[test]

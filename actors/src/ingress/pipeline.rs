@@ -379,6 +379,11 @@ impl Gateway {
                 Ok(begun) => return reply::go_on(&self.cuts, chat, begun, record).await,
                 // The call of somebody else failed before it gave anything: his failure, or his haste, is not ours.
                 Err(_failure) if joined && clock::now() < chat.deadline => {}
+                // Nor what it tells of his budgets.
+                Err(Failure::BudgetExceeded(_)) if joined => {
+                    let after = chat.deadline.saturating_duration_since(record.started);
+                    return Err(Failure::DeadlineExceeded { after });
+                }
                 Err(failure) => return Err(failure),
             }
         }

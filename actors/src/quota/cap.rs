@@ -135,7 +135,7 @@ impl Asked<'_> {
         self.lend().await?;
         if self.has_room().await? {
             match self.reserve(self.bound, Patience::or_less(doubt())).await {
-                Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
+                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
                 taken => return Ok((taken?, None)),
             }
         }
@@ -147,12 +147,12 @@ impl Asked<'_> {
             }
             let each = floor.max(each / BESIDE);
             match self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await {
-                Err(Denied::Because(QuotaError::Exceeded { .. })) => {}
+                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
                 taken => return Ok((taken?, Some(each))),
             }
         }
         match self.reserve(self.bound.capped(floor), Patience::all(doubt())).await {
-            Err(Denied::Because(exceeded @ QuotaError::Exceeded { .. })) => {
+            Err(Denied::Because(exceeded @ QuotaError::Exceeded(_))) => {
                 let each = self.affordable().await?;
                 if each < CAP_LEAST.min(floor) || self.would_have(floor).await? {
                     return Err(exceeded.into());
@@ -206,7 +206,7 @@ impl Asked<'_> {
 
     async fn places(&self) -> Result<Each<Place>, QuotaError> {
         let places = self.escrow.find(|places| self.places_in(places), self.waits.until).await;
-        places.map_err(|error| unreserved(&error, &[], self.budgets))
+        places.map_err(|error| unreserved(&error, &[], self.budgets, self.escrow))
     }
 
     fn places_in(&self, places: &Places) -> Option<Each<Place>> {
@@ -267,10 +267,10 @@ impl Asked<'_> {
             // Its next window is known here as soon as that is applied.
             Err(NotReserved::Refused(Refused::Over { place })) => {
                 let next = escrow.next_after(place, until).await;
-                next.map_err(|error| unreserved(&error, &demands, budgets))?;
+                next.map_err(|error| unreserved(&error, &demands, budgets, escrow))?;
                 Err(Denied::Over)
             }
-            Err(error) => Err(unreserved(&error, &demands, budgets).into()),
+            Err(error) => Err(unreserved(&error, &demands, budgets, escrow).into()),
         }
     }
 
@@ -309,6 +309,8 @@ mod tests {
     use cluster::directory::budget::Period;
     use tokio::task::JoinSet;
 
+    use super::super::Ends;
+    use super::super::escrow::Now;
     use super::super::escrow::tests::Books;
     use super::super::{Account, Payer, Quota, Reservation};
     use super::*;
@@ -346,7 +348,9 @@ mod tests {
         let node = |number| {
             let (escrow, _answers) = books.node(number);
             let spots = places.iter().zip(&budgets);
-            let spots = spots.map(|(place, budget)| (Arc::clone(&budget.name), (*place, budget.limit.unit)));
+            let spots = spots.map(|(place, budget)| {
+                (Arc::clone(&budget.name), Now { place: *place, unit: budget.limit.unit, ends: None })
+            });
             escrow.publish(spots.collect());
             Node { quota: Quota::with(escrow), budgets: budgets.clone() }
         };
@@ -400,6 +404,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_limit_of_zero_refuses_every_call() {
+        let node = alone(0);
+
+        for may_cap in [true, false] {
+            let refused = node.reserve(1, may_cap).await.err();
+            let Some(QuotaError::Exceeded(exceeded)) = refused else { panic!("{refused:?}") };
+            assert_eq!((&*exceeded.budget.name, exceeded.limit), ("b0", 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_answer_is_capped_at_a_part_of_what_there_is_room_for() {
         let node = alone(100_000);
 
@@ -413,7 +428,9 @@ mod tests {
         assert_eq!(node.cap().await, Ok(Some((20_000 - INPUT) / BESIDE)));
         assert_eq!(node.reserve(4, true).await.unwrap().cap(), Some(CAP_FLOOR), "each of four");
         let refused = node.reserve(1, false).await.err();
-        assert!(matches!(refused, Some(QuotaError::Exceeded { .. })), "it named its length: {refused:?}");
+        let Some(QuotaError::Exceeded(exceeded)) = refused else { panic!("it named its length: {refused:?}") };
+        assert_eq!((&*exceeded.budget.name, exceeded.limit, exceeded.ends), ("b0", 100_000, Some(Ends::Never)));
+        assert_eq!(exceeded.needed, INPUT + LONGEST);
     }
 
     /// A small budget is for more than one at a time.
@@ -447,7 +464,7 @@ mod tests {
     async fn less_than_serves_anybody_is_refused() {
         assert_eq!(alone(INPUT + CAP_LEAST).cap().await, Ok(Some(CAP_LEAST)));
         let refused = alone(INPUT + CAP_LEAST - 1).cap().await;
-        assert!(matches!(refused, Err(QuotaError::Exceeded { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(QuotaError::Exceeded(_))), "{refused:?}");
     }
 
     /// Calls under way have all of it: rather than with a word or two, an answer waits for what they leave.
@@ -475,7 +492,7 @@ mod tests {
 
         let refused = node.cap().await;
 
-        assert!(matches!(refused, Err(QuotaError::Exceeded { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(QuotaError::Exceeded(_))), "{refused:?}");
         assert!(now() - began < super::super::held::DOUBT_MAX + Duration::from_secs(1), "{:?}", now() - began);
     }
 }

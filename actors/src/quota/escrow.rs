@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 use tracing::{error, warn};
 
+use super::Ends;
 use super::held::{Demand, Held, Patience, Refused, Reserved, Todo};
 use super::metrics;
 
@@ -72,13 +73,22 @@ pub enum NotReserved {
 #[derive(Clone)]
 pub struct Escrow(Arc<Inner>);
 
-/// The windows in which budgets are spent now, by the budgets' names, and in what each is counted: a name may have come to
-/// mean another budget since a request read what it must fit in. Cheap to clone.
+/// The windows in which budgets are spent now, by the budgets' names. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Places(Arc<HashMap<Arc<str>, (Place, Unit), RandomState>>);
+pub struct Places(Arc<HashMap<Arc<str>, Now, RandomState>>);
 
-impl FromIterator<(Arc<str>, (Place, Unit))> for Places {
-    fn from_iter<I: IntoIterator<Item = (Arc<str>, (Place, Unit))>>(places: I) -> Self {
+/// Where a budget is spent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    pub place: Place,
+    /// In what it is counted: a name may have come to mean another budget since a request read what it must fit in.
+    pub unit: Unit,
+    /// Of the window, since 1970. `None`: never.
+    pub ends: Option<Duration>,
+}
+
+impl FromIterator<(Arc<str>, Now)> for Places {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, Now)>>(places: I) -> Self {
         Self(Arc::new(places.into_iter().collect()))
     }
 }
@@ -87,13 +97,19 @@ impl Places {
     /// Where this budget is spent now, by this end user where each has his own. `None` where it has just been made, and is
     /// counted in what it was.
     pub fn of(&self, budget: &Budget, user: UserId) -> Option<Place> {
-        let (place, unit) = self.0.get(&budget.name)?;
+        let Now { place, unit, .. } = self.0.get(&budget.name)?;
         let place = if budget.each { place.of(user) } else { *place };
         (*unit == budget.limit.unit).then_some(place)
     }
 
+    /// When this window of the budget is over. `None`: it is not where the budget is spent now.
+    fn ends(&self, budget: &Budget, place: Place) -> Option<Ends> {
+        let now = self.0.get(&budget.name).filter(|now| now.place == place.of(UserId::NOBODY))?;
+        Some(now.ends.map_or(Ends::Never, Ends::At))
+    }
+
     fn has(&self, window: Place) -> bool {
-        self.0.values().any(|(place, _unit)| *place == window)
+        self.0.values().any(|now| now.place == window)
     }
 }
 
@@ -138,6 +154,11 @@ impl Escrow {
     /// What is found in the places of now.
     pub fn find_now<T>(&self, find: impl Fn(&Places) -> Option<T>) -> Option<T> {
         find(&self.0.places.borrow())
+    }
+
+    /// When this window of the budget is over. `None`: it is already, or another budget has the name.
+    pub fn ends(&self, budget: &Budget, place: Place) -> Option<Ends> {
+        self.find_now(|places| places.ends(budget, place))
     }
 
     /// All of the demands if they are here and nobody waits for them; otherwise nothing has changed.

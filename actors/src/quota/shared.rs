@@ -20,7 +20,7 @@ use storage::log::Failed;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::escrow::{Escrow, Ledger, Marks, Places};
+use super::escrow::{Escrow, Ledger, Marks, Now, Places};
 use crate::supervisor::chain;
 
 /// How long the ledger has to answer. What is said again comes to the same.
@@ -236,9 +236,10 @@ pub fn places(register: &Register, generation: Option<u64>) -> Option<(u64, Plac
         return None;
     }
     let place = |(budget, account): (BudgetId, &Account)| {
-        let (window, _) = account.current()?;
+        let (number, window) = account.current()?;
         let unit = known(register, &account.name)?.limit.unit;
-        Some((Arc::from(account.name.as_str()), (Place::new(budget, window), unit)))
+        let place = Place::new(budget, number);
+        Some((Arc::from(account.name.as_str()), Now { place, unit, ends: window.ends }))
     };
     Some((accounts.generation(), accounts.iter().filter_map(place).collect()))
 }

@@ -24,7 +24,11 @@ pub const NAMED_MAX: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetSpec {
-    /// `$50`, `100k tokens` or `5000 requests`. Needed.
+    /// `$50`, `100k tokens` or `5000 requests`. 0 refuses every call. Needed.
+    ///
+    /// Dollars are written `$50`, `50 USD` or `$50 USD`, with up to nine digits after a point: `$0.002`. Tokens and requests (or
+    /// one `token`, one `request`) are whole numbers, `k` for thousands or `M` for millions behind the number, which then may
+    /// have a point: `1.5M tokens`. Nothing separates thousands, and no number is `1e3`, has a sign or stands alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitText>,
 
@@ -137,6 +141,10 @@ impl Unit {
         }
     }
 
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::NanoUsd, Self::Tokens, Self::Requests].into_iter().find(|unit| unit.name() == name)
+    }
+
     /// As people write it.
     pub fn show(self, amount: u64) -> String {
         match self {
@@ -162,7 +170,10 @@ pub struct Amount {
 pub enum LimitError {
     #[error("`{text}` does not say of what; wanted something like `$50`, `100k tokens` or `5000 requests`")]
     NoUnit { text: String },
-    #[error("`{text}` is not a whole number of {unit}; wanted something like `100000`, `100k` or `2M`")]
+    #[error(
+        "`{text}` is not a whole number of {unit}; wanted something like `100000`, `100k` or `2M`, without a point, a comma or an \
+         exponent"
+    )]
     NotWhole { text: String, unit: &'static str },
     #[error(transparent)]
     Money(AmountError),
@@ -196,7 +207,9 @@ fn count(text: &str) -> Option<u64> {
         Some(number) => (number, 3),
         None => text.strip_suffix('M').map_or((text, 0), |number| (number, 6)),
     };
-    if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+    // `1.000` is one to some and a thousand to others.
+    let point = |byte: u8| byte == b'.' && digits > 0;
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || point(byte)) {
         return None;
     }
     crate::ledger::money::parse_decimal(number, digits).ok()
@@ -398,6 +411,11 @@ mod tests {
         assert_eq!(read("$50"), Ok((Unit::NanoUsd, 50_000_000_000)));
         assert_eq!(read("$0.002"), Ok((Unit::NanoUsd, 2_000_000)));
         assert_eq!(read("50 USD"), Ok((Unit::NanoUsd, 50_000_000_000)));
+        assert_eq!(read(" 50USD "), Ok((Unit::NanoUsd, 50_000_000_000)));
+        assert_eq!(read("$50 USD"), Ok((Unit::NanoUsd, 50_000_000_000)));
+        assert_eq!(read("$0"), Ok((Unit::NanoUsd, 0)));
+        assert_eq!(read("2M requests"), Ok((Unit::Requests, 2_000_000)));
+        assert_eq!(read("1token"), Ok((Unit::Tokens, 1)));
         assert_eq!(read("100k tokens"), Ok((Unit::Tokens, 100_000)));
         assert_eq!(read("1.5M tokens"), Ok((Unit::Tokens, 1_500_000)));
         assert_eq!(read("1 request"), Ok((Unit::Requests, 1)));
@@ -422,6 +440,27 @@ mod tests {
             "$",
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+        for (odd, form) in [
+            ("$ 50", "`$25`"),
+            ("50$", "`$50`"),
+            ("50 usd", "`$50`"),
+            ("50 dollars", "`$50`"),
+            ("€50", "`$50`"),
+            ("$1,000", "`$25`"),
+            ("$50k", "`$25`"),
+            ("+$50", "`$50`"),
+            ("1e3 USD", "`$25`"),
+            ("1e3 tokens", "without a point, a comma or an exponent"),
+            ("1.000 tokens", "without a point"),
+            ("1_000 tokens", "`100k`"),
+            ("1,5M tokens", "`2M`"),
+            ("100 k tokens", "`100k`"),
+            ("2m tokens", "`2M`"),
+            ("+5 requests", "`100000`"),
+        ] {
+            let told = read(odd).map_err(|wrong| wrong.to_string());
+            assert!(told.as_ref().is_err_and(|told| told.contains(odd) && told.contains(form)), "{odd}: {told:?}");
         }
         assert_eq!(Amount { unit: Unit::NanoUsd, amount: 2_500_000_000 }.to_string(), "$2.5");
         assert_eq!(Amount { unit: Unit::Tokens, amount: 100 }.to_string(), "100 tokens");

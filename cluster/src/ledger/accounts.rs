@@ -81,7 +81,7 @@ impl Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Declared {
     pub name: String,
-    /// What makes it another budget when it changes: its unit, its period, its calendar.
+    /// What makes it another budget when it changes: its unit, its period, its calendar. The unit's name first.
     pub terms: String,
     pub limit: u64,
     /// Each end user has the limit for himself.
@@ -200,6 +200,11 @@ pub struct Accounts {
 impl Account {
     pub fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// In what it is counted, by its name: the first word of its terms.
+    pub fn unit(&self) -> &str {
+        self.terms.split(' ').next().unwrap_or_default()
     }
 
     /// Whether each end user has the limit for himself.

@@ -57,6 +57,8 @@ enum Use {
     Team(String, String),
     Role(String),
     Budget(String),
+    /// A budget, by a key of this tenant.
+    BudgetBy(String, String),
 }
 
 /// What must be known of a key, whatever else its spec says.
@@ -359,12 +361,17 @@ impl Holdings {
         }
     }
 
+    /// Whether a key of the tenant does.
+    pub fn key_names(&self, budget: &str, tenant: &str) -> bool {
+        self.uses.contains_key(&Use::BudgetBy(budget.to_owned(), tenant.to_owned()))
+    }
+
     fn check_exists(&self, used: &Use) -> Result<(), Refusal> {
         let exists = match used {
             Use::Tenant(name) => name == DEFAULT_TENANT || self.entry(Kind::Tenants, name).is_some(),
             Use::Team(tenant, team) => self.teams.get(tenant).is_some_and(|teams| teams.contains(team)),
             Use::Role(name) => is_built_in(name) || self.entry(Kind::Roles, name).is_some(),
-            Use::Budget(name) => self.entry(Kind::Budgets, name).is_some(),
+            Use::Budget(name) | Use::BudgetBy(name, _) => self.entry(Kind::Budgets, name).is_some(),
         };
         let (what, name) = used.words();
         if exists { Ok(()) } else { Err(Refusal::NotFound { what, name }) }
@@ -386,7 +393,7 @@ impl Use {
             Self::Tenant(name) => ("tenant".to_owned(), name.clone()),
             Self::Team(tenant, team) => ("team".to_owned(), format!("{tenant}/{team}")),
             Self::Role(name) => ("role".to_owned(), name.clone()),
-            Self::Budget(name) => ("budget".to_owned(), name.clone()),
+            Self::Budget(name) | Self::BudgetBy(name, _) => ("budget".to_owned(), name.clone()),
         }
     }
 }
@@ -405,7 +412,8 @@ impl KeyFacts {
         let tenant = tenant.unwrap_or_else(|| DEFAULT_TENANT.to_owned());
         let team = team.map(|team| Use::Team(tenant.clone(), team));
         let roles = roles.into_iter().map(Use::Role);
-        let budgets = budgets.into_iter().map(Use::Budget);
+        let by = |name: String| [Use::BudgetBy(name.clone(), tenant.clone()), Use::Budget(name)];
+        let budgets = budgets.into_iter().flat_map(by);
         let uses = std::iter::once(Use::Tenant(tenant.clone())).chain(team).chain(roles).chain(budgets).collect();
         Ok(Self { hash, tenant, uses })
     }

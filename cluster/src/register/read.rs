@@ -96,6 +96,11 @@ impl Register {
         its.filter_map(|(_owner, name)| self.get(Kind::Keys, name))
     }
 
+    /// Whether a key of the tenant names the budget. Asks an index, whatever keys there are.
+    pub fn is_budget_of_keys(&self, budget: &str, tenant: &str) -> bool {
+        self.holdings.key_names(budget, tenant)
+    }
+
     /// What was said of a key's hash, for good.
     pub fn revoked(&self, hash: &KeyHash) -> Option<&Tombstone> {
         self.holdings.revoked.get(hash)

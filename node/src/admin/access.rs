@@ -68,6 +68,14 @@ pub fn tenant_of(spec: &Json) -> &str {
     spec.get("tenant").and_then(Json::as_str).unwrap_or(DEFAULT_TENANT)
 }
 
+/// The budgets that the spec of a key, a team or a tenant with its teams names. Whoever names one that is not there is
+/// refused elsewhere.
+pub fn budgets_of(spec: &Json) -> impl Iterator<Item = &str> {
+    let teams = spec.get("teams").and_then(Json::as_object).into_iter().flat_map(|teams| teams.values());
+    let lists = std::iter::once(spec).chain(teams).filter_map(|spec| spec.get("budgets")?.as_array());
+    lists.flatten().filter_map(Json::as_str)
+}
+
 /// Whether a key's spec makes it one for operators.
 pub fn has_roles(spec: &Json) -> bool {
     match spec.get("roles") {

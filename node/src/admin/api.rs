@@ -60,7 +60,7 @@ impl Api {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         if !endpoint.allows(request.method()) {
-            return Err(ApiError::Method { allow: endpoint.allowed() });
+            return Err(refused(&endpoint, request.method()));
         }
         // What the API looks like is no secret.
         if endpoint == Endpoint::OpenApi {
@@ -73,11 +73,8 @@ impl Api {
         let reads = head.method == Method::GET || head.method == Method::HEAD;
         let body = if reads { Bytes::new() } else { read(body).await? };
         let call = Call { method: head.method, operator, request_id, query, precondition, body };
-        if let (true, Endpoint::Standing { budget }) = (reads, &endpoint) {
-            return budgets::standing(&*self.control, &call, budget.clone()).await;
-        }
         if reads {
-            return self.read(&endpoint, &call);
+            return self.read(&endpoint, &call).await;
         }
         let template = endpoint.template();
         let changed = self.change(endpoint, &call).await;
@@ -91,7 +88,7 @@ impl Api {
         changed
     }
 
-    fn read(&self, endpoint: &Endpoint, call: &Call) -> Result<Answer, ApiError> {
+    async fn read(&self, endpoint: &Endpoint, call: &Call) -> Result<Answer, ApiError> {
         let control = &*self.control;
         match endpoint {
             Endpoint::List(kind) => resources::list(control, call, *kind),
@@ -102,13 +99,14 @@ impl Api {
             Endpoint::Audit => members::audit(control, call),
             Endpoint::Cluster => members::cluster(control, call),
             Endpoint::OpenApi => Ok(Answer::ok(openapi::document())),
-            // Refused by its method before, or answered.
+            Endpoint::Standings => budgets::standings(control, call).await,
+            Endpoint::Standing { budget } => budgets::standing(control, call, budget.clone()).await,
+            // Refused by its method before.
             Endpoint::Revoke { .. }
             | Endpoint::Switch { .. }
             | Endpoint::Drain { .. }
             | Endpoint::Remove { .. }
-            | Endpoint::Reconcile { .. }
-            | Endpoint::Standing { .. } => Err(ApiError::Method { allow: endpoint.allowed() }),
+            | Endpoint::Reconcile { .. } => Err(refused(endpoint, &call.method)),
         }
     }
 
@@ -134,10 +132,15 @@ impl Api {
             | Endpoint::Members
             | Endpoint::Audit
             | Endpoint::Cluster
+            | Endpoint::Standings
             | Endpoint::Standing { .. }
-            | Endpoint::OpenApi => Err(ApiError::Method { allow: endpoint.allowed() }),
+            | Endpoint::OpenApi => Err(refused(&endpoint, &call.method)),
         }
     }
+}
+
+fn refused(endpoint: &Endpoint, method: &Method) -> ApiError {
+    ApiError::Method { allow: endpoint.allowed(), hint: endpoint.hint(method) }
 }
 
 #[cfg(test)]

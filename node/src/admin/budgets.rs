@@ -1,11 +1,13 @@
 //! What is left of a budget, as the whole cluster knows it at this moment; and giving back by hand what a process that is
 //! over holds of it.
 
+use super::access::{Scope, budgets_of};
 use super::control::Control;
 use super::error::ApiError;
 use super::http::{Answer, Call};
 use super::resources::failed;
-use cluster::directory::budget::{Amount, Budget, LimitError, Unit};
+use super::status::cluster::table;
+use cluster::directory::budget::{Amount, Budget, LimitError, Period, Unit};
 use cluster::directory::role::Grant;
 use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Account, Record, Totals, Window};
@@ -16,6 +18,9 @@ use serde_json::{Value as Json, json};
 use std::fmt::Write;
 use std::time::Duration;
 
+/// Whether it is not there or another's, who is limited to some tenants does not learn.
+const NOT_NAMED: &str = "no tenant, team or key of theirs names this budget";
+
 /// A budget in its present window, or in the one asked for. Amounts are in the budget's unit: billionths of a US dollar, tokens or requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetStanding {
@@ -23,6 +28,9 @@ pub struct BudgetStanding {
     /// `usd` (in billionths), `tokens` or `requests`.
     pub unit: String,
     pub limit: u64,
+    /// After what time it begins anew: `minute`, `hour`, `day`, `week`, `month`, or `total` for never.
+    #[serde(default)]
+    pub period: String,
     /// `end_user` where each end user has the limit for himself: then the amounts are those of all of them together, but
     /// for what remains, which is what the one has who has the least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,9 +56,31 @@ pub struct BudgetStanding {
     pub remaining_low: u64,
     /// If nothing of what is leased is spent.
     pub remaining_high: u64,
+    /// By how much more is spent or burned than the limit, which was lowered since, or is exceeded by a soft budget or an
+    /// overdraft. Left out: not at all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub over: u64,
+    /// None to who is limited to some tenants, and none in a list.
     pub lines: Vec<LineStanding>,
-    /// Of windows that are over, the oldest first.
+    /// Of windows that are over, the oldest first. None in a list.
     pub records: Vec<WindowRecord>,
+}
+
+/// Budgets in their present windows, ordered by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Standings {
+    pub items: Vec<BudgetStanding>,
+    /// Where the rest begins: the next `after`.
+    pub next: Option<String>,
+    /// Said by the command line, of a list that it did not read to its end.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub cut: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(amount: &u64) -> bool {
+    *amount == 0
 }
 
 /// What is asked for of a budget.
@@ -182,11 +212,12 @@ impl From<(Incarnation, &Line)> for LineStanding {
 
 impl BudgetStanding {
     /// Nobody has spent of it.
-    pub fn untouched(name: &str, unit: Unit, limit: u64) -> Self {
+    pub fn untouched(name: &str, unit: Unit, limit: u64, period: Period) -> Self {
         Self {
             name: name.to_owned(),
             unit: unit.name().to_owned(),
             limit,
+            period: period.name().to_owned(),
             each: None,
             end_users: None,
             end_user: None,
@@ -198,6 +229,7 @@ impl BudgetStanding {
             burned: 0,
             remaining_low: limit,
             remaining_high: limit,
+            over: 0,
             lines: Vec::new(),
             records: Vec::new(),
         }
@@ -206,7 +238,7 @@ impl BudgetStanding {
     pub fn new(budget: &Budget, account: &Account) -> Self {
         let records = account.records().map(WindowRecord::from).collect();
         let each = account.is_each().then(|| "end_user".to_owned());
-        Self { each, records, ..Self::untouched(&account.name, budget.limit.unit, account.limit()) }
+        Self { each, records, ..Self::untouched(&account.name, budget.limit.unit, account.limit(), budget.period) }
     }
 
     /// In this window.
@@ -217,9 +249,7 @@ impl BudgetStanding {
         self.ends = window.ends.map(time);
         self.end_users = self.each.is_some().then_some(window.users.len() as u64);
         self.amounts(window.totals());
-        let (held, spent) = (window.most_held(), window.most_spent());
-        self.remaining_low = self.limit.saturating_sub(held);
-        self.remaining_high = self.limit.saturating_sub(spent);
+        self.remains(window.most_held(), window.most_spent());
         self.lines = window.book.lines().map(LineStanding::from).collect();
     }
 
@@ -231,9 +261,20 @@ impl BudgetStanding {
         self.end_user = name;
         self.end_users = None;
         self.amounts(Totals { held, used, burned });
-        self.remaining_low = self.limit.saturating_sub(held);
-        self.remaining_high = self.limit.saturating_sub(used).saturating_sub(burned);
+        self.remains(held, used.saturating_add(burned));
         self.lines = book.lines().map(LineStanding::from).collect();
+    }
+
+    /// As one of many.
+    #[must_use]
+    pub fn in_short(self) -> Self {
+        Self { lines: Vec::new(), records: Vec::new(), ..self }
+    }
+
+    fn remains(&mut self, held: u64, spent: u64) {
+        self.remaining_low = self.limit.saturating_sub(held);
+        self.remaining_high = self.limit.saturating_sub(spent);
+        self.over = spent.saturating_sub(self.limit);
     }
 
     fn amounts(&mut self, Totals { held, used, burned }: Totals) {
@@ -243,11 +284,33 @@ impl BudgetStanding {
     }
 
     fn counted_in(&self) -> Unit {
-        match self.unit.as_str() {
-            "tokens" => Unit::Tokens,
-            "requests" => Unit::Requests,
-            _ => Unit::NanoUsd,
+        Unit::named(&self.unit).unwrap_or(Unit::NanoUsd)
+    }
+
+    /// For a person, as a line of a table.
+    fn row(&self) -> Vec<String> {
+        let unit = self.counted_in();
+        let show = |amount: u64| unit.show(amount);
+        let window =
+            if self.period == Period::Total.name() { "in total".to_owned() } else { format!("a {}", self.period) };
+        let each = if self.each.is_some() { ", each end user" } else { "" };
+        vec![
+            self.name.clone(),
+            format!("{} {window}{each}", show(self.limit)),
+            show(self.settled),
+            show(self.leased),
+            show(self.burned),
+            self.remaining(),
+            self.ends.clone().unwrap_or_else(|| "never".to_owned()),
+        ]
+    }
+
+    fn remaining(&self) -> String {
+        let unit = self.counted_in();
+        if self.over > 0 {
+            return format!("over by {}", unit.show(self.over));
         }
+        format!("{} to {}", unit.show(self.remaining_low), unit.show(self.remaining_high))
     }
 
     /// For a person.
@@ -261,14 +324,13 @@ impl BudgetStanding {
             (None, None) => String::new(),
         };
         let mut text = format!(
-            "{}{whose}\n  limit      {}\n  settled    {}\n  leased     {}\n  burned     {}\n  remaining  {} to {}\n  resets     {resets}",
+            "{}{whose}\n  limit      {}\n  settled    {}\n  leased     {}\n  burned     {}\n  remaining  {}\n  resets     {resets}",
             self.name,
             show(self.limit),
             show(self.settled),
             show(self.leased),
             show(self.burned),
-            show(self.remaining_low),
-            show(self.remaining_high),
+            self.remaining(),
         );
         for line in &self.lines {
             let _infallible = write!(
@@ -287,6 +349,22 @@ impl BudgetStanding {
     }
 }
 
+impl Standings {
+    const HEADING: [&str; 7] = ["name", "limit", "settled", "leased", "burned", "remaining", "resets"];
+
+    /// For a person.
+    pub fn words(&self) -> String {
+        let heading = Self::HEADING.iter().map(ToString::to_string).collect();
+        let rows: Vec<Vec<String>> =
+            std::iter::once(heading).chain(self.items.iter().map(BudgetStanding::row)).collect();
+        let mut text = table(&rows).join("\n");
+        if self.cut {
+            text.push_str("\nthere are more; these are as many as are listed at once");
+        }
+        text
+    }
+}
+
 impl From<&Record> for WindowRecord {
     fn from(record: &Record) -> Self {
         let Record { window, starts, ends, limit, used, burned } = *record;
@@ -298,11 +376,41 @@ fn time(since_1970: Duration) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since_1970).to_string()
 }
 
+/// Who is limited to some tenants names no budget that is not theirs yet: he would see how it stands, and spend what is
+/// others'.
+pub fn may_name(control: &dyn Control, scope: &Scope, spec: &Json) -> Result<(), ApiError> {
+    let Scope::Tenants(tenants) = scope else { return Ok(()) };
+    match budgets_of(spec).find(|budget| !control.is_budget_of(budget, tenants)) {
+        Some(budget) => Err(ApiError::ForeignBudget { budget: budget.to_owned() }),
+        None => Ok(()),
+    }
+}
+
 pub async fn standing(control: &dyn Control, call: &Call, name: String) -> Result<Answer, ApiError> {
-    call.everywhere(Grant::Viewer, "budgets are everyone's")?;
+    let scope = call.scope(Grant::Viewer)?;
+    if let Scope::Tenants(tenants) = &scope
+        && !control.is_budget_of(&name, tenants)
+    {
+        return Err(ApiError::OutOfScope(NOT_NAMED));
+    }
     let of = Of { window: call.query.window, end_user: call.query.end_user.clone() };
-    let standing = control.standing(name, of).await.map_err(|error| failed(call, error))?;
+    let mut standing = control.standing(name, of).await.map_err(|error| failed(call, error))?;
+    if scope != Scope::Everything {
+        // They tell of the nodes, which are everyone's.
+        standing.lines.clear();
+    }
     Ok(Answer::ok(json!(standing)))
+}
+
+/// Of all budgets, or of those that are the caller's tenants'.
+pub async fn standings(control: &dyn Control, call: &Call) -> Result<Answer, ApiError> {
+    let (scope, limit) = (call.scope(Grant::Viewer)?, call.query.limit());
+    let found = control.standings(call.query.after.clone(), limit + 1, scope).await;
+    let mut items = found.map_err(|error| failed(call, error))?;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|last| last.name.clone());
+    Ok(Answer::ok(json!(Standings { items, next, cut: false })))
 }
 
 pub async fn reconcile(control: &dyn Control, call: &Call, budget: String) -> Result<Answer, ApiError> {
@@ -317,6 +425,48 @@ pub async fn reconcile(control: &dyn Control, call: &Call, budget: String) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a bare 0 nobody saw how far it is to the next call.
+    #[test]
+    fn what_is_spent_beyond_the_limit_is_said() {
+        let mut budget = BudgetStanding::untouched("b", Unit::NanoUsd, 600_000_000, Period::Day);
+
+        budget.remains(1_100_000_000, 1_000_000_000);
+        assert!(budget.words().contains("\n  remaining  over by $0.4\n"), "{}", budget.words());
+        assert_eq!((json!(budget)["over"].as_u64(), budget.remaining_high), (Some(400_000_000), 0));
+        assert_eq!(budget.row()[5], "over by $0.4");
+        budget.remains(700_000_000, 600_000_000);
+        assert!(budget.words().contains("remaining  $0 to $0\n") && json!(budget).get("over").is_none());
+    }
+
+    #[test]
+    fn all_budgets_are_a_table() {
+        let budget = |name: &str, unit, period| BudgetStanding {
+            settled: 3,
+            leased: 2,
+            remaining_low: 4,
+            remaining_high: 6,
+            ..BudgetStanding::untouched(name, unit, 9, period)
+        };
+        let ends = Some("2026-02-01T00:00:00Z".to_owned());
+        let items = vec![
+            BudgetStanding { ends, each: Some("end_user".to_owned()), ..budget("a", Unit::Tokens, Period::Month) },
+            budget("b", Unit::Requests, Period::Total),
+        ];
+
+        let words = Standings { items, next: None, cut: true }.words();
+
+        let lines: Vec<&str> = words.lines().collect();
+        let cells =
+            |line: &str| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join("|");
+        assert_eq!(cells(lines[0]), "name|limit|settled|leased|burned|remaining|resets");
+        let first =
+            "a|9 tokens a month, each end user|3 tokens|2 tokens|0 tokens|4 tokens to 6 tokens|2026-02-01T00:00:00Z";
+        assert_eq!(cells(lines[1]), first);
+        let second = "b|9 requests in total|3 requests|2 requests|0 requests|4 requests to 6 requests|never";
+        assert_eq!(cells(lines[2]), second);
+        assert!(lines[3].starts_with("there are more"), "{words}");
+    }
 
     #[test]
     fn an_amount_is_taken_in_the_budgets_unit_alone() {

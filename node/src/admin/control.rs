@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub trait Control: Send + Sync + 'static {
@@ -41,6 +42,19 @@ pub trait Control: Send + Sync + 'static {
     /// What is left of the budget called so, in its present window or the one named. Linearizable: what was said before
     /// this call is in it.
     fn standing(&self, budget: String, of: Of) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>>;
+
+    /// As [`standing`](Self::standing) of up to `limit` budgets in their present windows, ordered by name, those after
+    /// `after` that are seen in `scope`; without lines and records.
+    fn standings(
+        &self,
+        after: Option<String>,
+        limit: usize,
+        scope: Scope,
+    ) -> BoxFuture<'_, Result<Vec<BudgetStanding>, ChangeError>>;
+
+    /// Whether one of these tenants, a team of theirs or a key of theirs names the budget: it is theirs then, and may be
+    /// others' too.
+    fn is_budget_of(&self, budget: &str, tenants: &BTreeSet<String>) -> bool;
 
     /// What a process that is over holds of a budget and did not use is given back, on an operator's word.
     fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>>;

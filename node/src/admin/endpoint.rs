@@ -41,6 +41,8 @@ pub enum Endpoint {
     },
     Audit,
     Cluster,
+    /// Of all budgets. No word below `budgets`, where a budget may be called anything.
+    Standings,
     Standing {
         budget: String,
     },
@@ -64,6 +66,7 @@ impl Endpoint {
             ["members"] => Some(Self::Members),
             ["audit"] => Some(Self::Audit),
             ["cluster"] => Some(Self::Cluster),
+            ["standings"] => Some(Self::Standings),
             ["openapi.json"] => Some(Self::OpenApi),
             ["budgets", name, "standing"] => Some(Self::Standing { budget: decoded(name)? }),
             ["budgets", name, "reconcile"] => Some(Self::Reconcile { budget: decoded(name)? }),
@@ -100,6 +103,7 @@ impl Endpoint {
             | Self::Members
             | Self::Audit
             | Self::Cluster
+            | Self::Standings
             | Self::Standing { .. }
             | Self::OpenApi => "GET, HEAD",
             Self::Item { .. } | Self::Team { .. } => "GET, HEAD, PUT, DELETE",
@@ -115,6 +119,34 @@ impl Endpoint {
         self.allowed().split(", ").any(|allowed| allowed == method.as_str())
     }
 
+    /// Where what `method` is likely meant for is done, if it is not here.
+    pub fn hint(&self, method: &Method) -> Option<String> {
+        let one = match self {
+            Self::List(kind) => Self::Item { kind: *kind, name: String::new() },
+            Self::Teams { .. } => Self::Team { tenant: String::new(), name: String::new() },
+            Self::Item { .. } | Self::Team { .. } => {
+                let writes = method == Method::POST || method == Method::PATCH;
+                return writes.then(|| format!("`PUT {}` makes it, or replaces it whole", self.template()));
+            }
+            Self::Revoke { .. }
+            | Self::Switch { .. }
+            | Self::Members
+            | Self::Drain { .. }
+            | Self::Remove { .. }
+            | Self::Audit
+            | Self::Cluster
+            | Self::Standings
+            | Self::Standing { .. }
+            | Self::Reconcile { .. }
+            | Self::OpenApi => return None,
+        };
+        if method == Method::DELETE {
+            return Some(format!("`DELETE {}` deletes one", one.template()));
+        }
+        let writes = method == Method::POST || method == Method::PUT || method == Method::PATCH;
+        writes.then(|| format!("`PUT {}` makes one, or replaces it whole", one.template()))
+    }
+
     /// What it is about, in words.
     pub fn subject(&self) -> String {
         match self {
@@ -125,7 +157,9 @@ impl Endpoint {
             Self::Switch { provider, .. } => item(Kind::Providers, provider),
             Self::Drain { node } | Self::Remove { node } => format!("node `{node}`"),
             Self::Standing { budget } | Self::Reconcile { budget } => item(Kind::Budgets, budget),
-            Self::List(_) | Self::Members | Self::Audit | Self::Cluster | Self::OpenApi => "such thing".to_owned(),
+            Self::List(_) | Self::Members | Self::Audit | Self::Cluster | Self::Standings | Self::OpenApi => {
+                "such thing".to_owned()
+            }
         }
     }
 
@@ -162,6 +196,7 @@ impl Endpoint {
             Self::Remove { .. } => "/admin/v1/members/{node}/remove",
             Self::Audit => "/admin/v1/audit",
             Self::Cluster => "/admin/v1/cluster",
+            Self::Standings => "/admin/v1/standings",
             Self::Standing { .. } => "/admin/v1/budgets/{name}/standing",
             Self::Reconcile { .. } => "/admin/v1/budgets/{name}/reconcile",
             Self::OpenApi => "/admin/v1/openapi.json",
@@ -222,6 +257,8 @@ mod tests {
         assert_eq!(found("providers/openai/off"), Some(Endpoint::Switch { provider: "openai".to_owned(), off: true }));
         assert_eq!(found("budgets"), Some(Endpoint::List(Kind::Budgets)));
         assert_eq!(found("budgets/acme%2Fmonth"), Some(item(Kind::Budgets, "acme/month")));
+        assert_eq!(found("standings"), Some(Endpoint::Standings));
+        assert_eq!(found("budgets/standing"), Some(item(Kind::Budgets, "standing")), "a budget may be called so");
         assert_eq!(found("budgets/b/standing"), Some(Endpoint::Standing { budget: "b".to_owned() }));
         assert_eq!(found("budgets/a%2Fb/reconcile"), Some(Endpoint::Reconcile { budget: "a/b".to_owned() }));
         let team = Endpoint::Team { tenant: "acme".to_owned(), name: "support".to_owned() };

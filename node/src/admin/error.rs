@@ -14,8 +14,8 @@ use std::time::Duration;
 pub enum ApiError {
     #[error("there is no such path; `/admin/v1/openapi.json` lists what there is")]
     NoPath,
-    #[error("only {allow} is answered here")]
-    Method { allow: &'static str },
+    #[error("only {allow} is answered here{}", hinted(.hint.as_deref()))]
+    Method { allow: &'static str, hint: Option<String> },
     #[error("a key with a role is needed: `authorization: Bearer lea-…`")]
     NoKey,
     #[error(transparent)]
@@ -24,6 +24,12 @@ pub enum ApiError {
     Forbidden(Grant),
     #[error("your roles are limited to some tenants; {0}")]
     OutOfScope(&'static str),
+    /// Whether there is such a budget he does not learn.
+    #[error(
+        "your roles are limited to some tenants; none of them, and no team or key of theirs, names the budget `{budget}`: only \
+         who administers everything puts something of theirs under it"
+    )]
+    ForeignBudget { budget: String },
     #[error("what was sent is not right")]
     Wrong(Vec<Wrong>),
     #[error("the body has more than {max} bytes")]
@@ -47,6 +53,10 @@ pub enum ApiError {
     Change(#[from] ChangeError),
     #[error("the system gives no randomness")]
     Randomness,
+}
+
+fn hinted(hint: Option<&str>) -> String {
+    hint.map_or_else(String::new, |hint| format!("; {hint}"))
 }
 
 fn now(current: Option<u64>) -> String {
@@ -78,7 +88,9 @@ impl ApiError {
             | Self::Change(ChangeError::NotFound | ChangeError::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::Auth(AuthError::Unknown) => StatusCode::UNAUTHORIZED,
-            Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) => StatusCode::FORBIDDEN,
+            Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) | Self::ForeignBudget { .. } => {
+                StatusCode::FORBIDDEN
+            }
             Self::Wrong(_) | Self::Broken | Self::Change(ChangeError::Invalid(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -110,7 +122,7 @@ impl ApiError {
             Self::Auth(AuthError::Unknown) => "invalid_key",
             Self::Auth(AuthError::NoRole) => "no_role",
             Self::Forbidden(_) => "role_needed",
-            Self::OutOfScope(_) => "out_of_scope",
+            Self::OutOfScope(_) | Self::ForeignBudget { .. } => "out_of_scope",
             Self::Wrong(_) | Self::Change(ChangeError::Invalid(_)) => "invalid",
             Self::TooLarge { .. } => "too_large",
             Self::Slow(_) => "timeout",
@@ -191,7 +203,7 @@ impl ApiError {
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Self::Method { allow } = self {
+        if let Self::Method { allow, .. } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         if self.status() == StatusCode::UNAUTHORIZED {

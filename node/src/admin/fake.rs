@@ -1,6 +1,6 @@
 //! A cluster in memory, for the tests of the admin API: obeys versions and origins, remembers what it was asked.
 
-use super::access::{Granted, Operator, Scope};
+use super::access::{Granted, Operator, Scope, budgets_of, tenant_of};
 use super::budgets::{BudgetStanding, Of, Reconcile, Reconciled};
 use super::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
@@ -8,14 +8,14 @@ use super::control::{
 };
 use super::status::cluster::ClusterStatus;
 use super::status::cluster::tests::cluster;
-use cluster::directory::budget::Unit;
+use cluster::directory::budget::{Period, Unit};
 use cluster::directory::key::KeyHash;
 use cluster::directory::kind::{Kind, Origin};
 use cluster::directory::role::Grant;
 use futures_util::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use serde_json::{Value as Json, json};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -246,13 +246,40 @@ impl Control for FakeCluster {
         async { Err(ChangeError::NotFound) }.boxed()
     }
 
+    fn standings(
+        &self,
+        after: Option<String>,
+        limit: usize,
+        scope: Scope,
+    ) -> BoxFuture<'_, Result<Vec<BudgetStanding>, ChangeError>> {
+        let seen = |name: &str| match &scope {
+            Scope::Everything => true,
+            Scope::Tenants(tenants) => self.is_budget_of(name, tenants),
+        };
+        let all = self.list(Kind::Budgets, after.as_deref(), usize::MAX, &Scope::Everything);
+        let found = all.into_iter().filter(|stored| seen(&stored.name)).take(limit);
+        let found =
+            found.map(|stored| BudgetStanding::untouched(&stored.name, Unit::Requests, 9, Period::Day)).collect();
+        async { Ok(found) }.boxed()
+    }
+
+    fn is_budget_of(&self, budget: &str, tenants: &BTreeSet<String>) -> bool {
+        let state = self.state.lock();
+        let mut theirs = state.stored.iter().filter(|((kind, name), stored)| match kind {
+            Kind::Keys => tenants.contains(tenant_of(&stored.spec)),
+            Kind::Tenants => tenants.contains(name),
+            Kind::Providers | Kind::Models | Kind::Prices | Kind::Routes | Kind::Roles | Kind::Budgets => false,
+        });
+        theirs.any(|(_, stored)| budgets_of(&stored.spec).any(|name| name == budget))
+    }
+
     fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>> {
         let mut state = self.state.lock();
         let known = state.stored.contains_key(&(Kind::Budgets, asked.budget.clone()));
         let result = match state.failures.pop_front() {
             Some(failure) => Err(failure),
             None if known => Ok(Reconciled {
-                standing: BudgetStanding::untouched(&asked.budget, Unit::Requests, 9),
+                standing: BudgetStanding::untouched(&asked.budget, Unit::Requests, 9, Period::Day),
                 given_back: 5,
                 note: None,
             }),

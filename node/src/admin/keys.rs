@@ -1,6 +1,7 @@
 //! Keys are made here, where their text is shown once, and revoked here.
 
 use super::access::{Scope, has_roles};
+use super::budgets::may_name;
 use super::control::{Change, Control, Expected, KeyRef, Stored};
 use super::endpoint::{PREFIX, encode, item};
 use super::error::ApiError;
@@ -28,7 +29,7 @@ pub async fn create(control: &dyn Control, call: &Call) -> Result<Answer, ApiErr
             return Err(ApiError::wrong(made_here, advice));
         }
     }
-    may_make(call, &spec)?;
+    may_make(control, call, &spec)?;
     let text = new_key(&mut getrandom::fill).map_err(|_none| ApiError::Randomness)?;
     spec.insert("hash".to_owned(), KeyHash::of(&text).to_text().into());
     let spec = Json::Object(spec);
@@ -42,13 +43,14 @@ pub async fn create(control: &dyn Control, call: &Call) -> Result<Answer, ApiErr
     Ok(Answer { location: Some(location), ..done(body, changed, true) })
 }
 
-fn may_make(call: &Call, spec: &Map<String, Json>) -> Result<(), ApiError> {
+fn may_make(control: &dyn Control, call: &Call, spec: &Map<String, Json>) -> Result<(), ApiError> {
     let spec = Json::Object(spec.clone());
     if has_roles(&spec) {
         return call.everywhere(Grant::Admin, "a key with roles needs an administrator of everything");
     }
-    if call.scope(Grant::Operator)?.covers(Kind::Keys, "", &spec) {
-        return Ok(());
+    let scope = call.scope(Grant::Operator)?;
+    if scope.covers(Kind::Keys, "", &spec) {
+        return may_name(control, &scope, &spec);
     }
     Err(ApiError::OutOfScope("give the key one of them as `tenant`"))
 }

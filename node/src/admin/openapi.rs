@@ -4,7 +4,7 @@
 //!
 //! [`Endpoint`]: super::endpoint::Endpoint
 
-use super::budgets::{BudgetStanding, Reconciled, Reconciliation};
+use super::budgets::{BudgetStanding, Reconciled, Reconciliation, Standings};
 use super::control::{AuditEntry, Waited, Wrong};
 use super::http::{BODY_BYTES_MAX, LIMIT, LIMIT_MAX};
 use super::status::cluster::{ClusterStatus, MemberStatus};
@@ -221,6 +221,15 @@ fn budget_paths(generator: &mut SchemaGenerator, paths: &mut Map<String, Json>) 
     .also(404, "NotFound");
     let path = json!({ "parameters": [parameter("name")], "get": get.0 });
     paths.insert("/admin/v1/budgets/{name}/standing".to_owned(), path);
+    let standings = generator.subschema_for::<Standings>().to_value();
+    let about = "What is left of all budgets, as a majority of the nodes knows it now; to who is limited to some tenants, of \
+                 those that they, their teams or keys name";
+    let list = operation("budgets", "list_budget_standings", about).parameters(&["limit", "after"]).answers(
+        200,
+        "In their present windows, ordered by name.",
+        &standings,
+    );
+    paths.insert("/admin/v1/standings".to_owned(), json!({ "get": list.0 }));
     let said = generator.subschema_for::<Reconciliation>().to_value();
     let reconciled = generator.subschema_for::<Reconciled>().to_value();
     let about =
@@ -527,7 +536,7 @@ mod tests {
         // One of each kind of endpoint: what the program answers is in the document.
         let all = 2 * Kind::ALL.len()
             + ["teams", "team", "revoke", "off", "on"].len()
-            + ["members", "drain", "remove", "audit", "cluster", "standing", "reconcile", "openapi"].len();
+            + ["members", "drain", "remove", "audit", "cluster", "standing", "standings", "reconcile", "openapi"].len();
         assert_eq!(templates.len(), all);
     }
 

@@ -1,6 +1,6 @@
 //! What the replicated register holds and answers, in the admin API's words. Pure.
 
-use super::access::{Granted, Operator, Scope};
+use super::access::{Granted, Operator, Scope, budgets_of};
 use super::control::{AuditEntry, AuthError, ChangeError, Stored, Wrong};
 use cluster::directory::Directory;
 use cluster::directory::key::KeyHash;
@@ -8,6 +8,7 @@ use cluster::directory::kind::Kind;
 use cluster::directory::problems::Problems;
 use cluster::register::{self, AuditRecord, Refusal, Register};
 use serde_json::Value as Json;
+use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// After which a change that ran into others is worth sending again.
@@ -53,6 +54,14 @@ pub fn list(register: &Register, kind: Kind, after: Option<&str>, limit: usize, 
 
 pub fn get(register: &Register, kind: Kind, name: &str) -> Option<Stored> {
     register.get(kind, name).map(Stored::from)
+}
+
+/// Whether one of these tenants, a team or a key of theirs names the budget.
+pub fn is_budget_of(register: &Register, budget: &str, tenants: &BTreeSet<String>) -> bool {
+    tenants.iter().any(|tenant| {
+        let by_key = register.is_budget_of_keys(budget, tenant);
+        by_key || get(register, Kind::Tenants, tenant).is_some_and(|it| budgets_of(&it.spec).any(|name| name == budget))
+    })
 }
 
 impl From<&AuditRecord> for AuditEntry {
@@ -208,6 +217,29 @@ mod tests {
         assert_eq!(tenants.iter().map(|stored| stored.name.as_str()).collect::<Vec<_>>(), ["acme", "beta"]);
         let key = get(&held.register, Kind::Keys, "d").unwrap();
         assert_eq!((key.origin, &key.spec["tenant"], key.revoked), (Origin::Api, &Json::from("acme"), false));
+    }
+
+    #[test]
+    fn a_budget_is_whose_tenant_team_or_key_names_it() {
+        let mut held = Held::new();
+        for budget in ["own", "team", "key", "free"] {
+            held.put(Kind::Budgets, budget, r#"{ "limit": "$1", "window": "day" }"#);
+        }
+        held.put(Kind::Tenants, "acme", r#"{ "budgets": ["own"], "teams": { "t": { "budgets": ["team"] } } }"#);
+        held.put(Kind::Tenants, "beta", "{}");
+        held.key("web", r#", "tenant": "acme", "budgets": ["key"]"#);
+        let of = |held: &Held, tenant: &str| -> Vec<&str> {
+            let tenants = ["nosuch".to_owned(), tenant.to_owned()].into();
+            let all = ["own", "team", "key", "free", "absent"].into_iter();
+            all.filter(|budget| is_budget_of(&held.register, budget, &tenants)).collect()
+        };
+
+        assert_eq!((of(&held, "acme"), of(&held, "beta")), (vec!["own", "team", "key"], vec![]));
+        held.key("other", r#", "tenant": "beta", "budgets": ["key"]"#);
+        held.key("web", r#", "tenant": "acme""#);
+        assert_eq!((of(&held, "acme"), of(&held, "beta")), (vec!["own", "team"], vec!["key"]));
+        held.apply(Act::Delete { kind: Kind::Keys, name: "other".to_owned(), expected: Expected::Any, shape: None });
+        assert_eq!(of(&held, "beta"), [""; 0]);
     }
 
     #[test]

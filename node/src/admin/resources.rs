@@ -1,6 +1,7 @@
 //! Providers, models, prices, routes, tenants with their teams, roles and keys: looked at, put and deleted.
 
 use super::access::{Scope, has_roles, needed_for};
+use super::budgets::may_name;
 use super::control::{Change, ChangeError, Changed, Control, Expected, Stored};
 use super::endpoint::item;
 use super::error::ApiError;
@@ -75,7 +76,7 @@ pub async fn put(control: &dyn Control, call: &Call, kind: Kind, name: String) -
         pinned = complete_key(&mut spec, before.as_ref())?;
     }
     let spec = Json::Object(spec);
-    pinned |= judge(call, kind, &name, before.as_ref(), Some(&spec))?;
+    pinned |= judge(control, call, kind, &name, before.as_ref(), Some(&spec))?;
     let expected = call.precondition.expected(before.as_ref().map(|stored| stored.version), pinned)?;
     let change = Change::Put { kind, name: name.clone(), spec: spec.clone(), expected };
     let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
@@ -104,7 +105,7 @@ fn complete_key(spec: &mut Map<String, Json>, before: Option<&Stored>) -> Result
 
 pub async fn delete(control: &dyn Control, call: &Call, kind: Kind, name: String) -> Result<Answer, ApiError> {
     let before = control.get(kind, &name);
-    let pinned = judge(call, kind, &name, before.as_ref(), None)?;
+    let pinned = judge(control, call, kind, &name, before.as_ref(), None)?;
     if pinned && before.is_none() {
         return Err(ApiError::NotFound);
     }
@@ -122,7 +123,14 @@ pub async fn delete(control: &dyn Control, call: &Call, kind: Kind, name: String
 
 /// Whether the caller may turn `before` into `after`. True when that was judged by what `before` is, so that it must
 /// still be that when the change is made.
-fn judge(call: &Call, kind: Kind, name: &str, before: Option<&Stored>, after: Option<&Json>) -> Result<bool, ApiError> {
+fn judge(
+    control: &dyn Control,
+    call: &Call,
+    kind: Kind,
+    name: &str,
+    before: Option<&Stored>,
+    after: Option<&Json>,
+) -> Result<bool, ApiError> {
     let is_admin_key = [before.map(|stored| &stored.spec), after].into_iter().flatten().any(has_roles);
     let needed = needed_for(kind, is_admin_key);
     let scope = call.scope(needed)?;
@@ -137,6 +145,9 @@ fn judge(call: &Call, kind: Kind, name: &str, before: Option<&Stored>, after: Op
     }
     if after.is_some_and(foreign) {
         return Err(ApiError::OutOfScope("give the key one of them as `tenant`"));
+    }
+    if let Some(after) = after {
+        may_name(control, &scope, after)?;
     }
     Ok(call.operator.scope(Grant::Admin) != Some(Scope::Everything))
 }
@@ -204,6 +215,9 @@ pub async fn change_team(
     let scope = call.scope(Grant::Admin)?;
     for tries in 1.. {
         let stored = tenant_for(control, &scope, &tenant)?;
+        if let Some(spec) = &spec {
+            may_name(control, &scope, &Json::Object(spec.clone()))?;
+        }
         let there = teams_of(&stored.spec).is_some_and(|teams| teams.contains_key(&name));
         let whole = with_team(&stored.spec, &name, spec.clone()).ok_or(ApiError::NotFound)?;
         let expected = team_expected(call, &stored, there)?;

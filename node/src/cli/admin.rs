@@ -3,7 +3,7 @@
 mod print;
 
 use super::client::{Answer, Ask, Client, ClientError, PATIENT};
-use crate::admin::budgets::{BudgetStanding, Reconciled, Reconciliation, Used};
+use crate::admin::budgets::{BudgetStanding, Reconciled, Reconciliation, Standings, Used};
 use crate::admin::endpoint::{PREFIX, encode};
 use crate::config::load::{LoadError, glance};
 use crate::config::secret::{Secret, resolve};
@@ -80,14 +80,15 @@ pub struct BudgetArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum BudgetCommand {
-    /// Show what is left of a budget, as a majority of the nodes knows it now.
+    /// Show what is left of a budget, or of all, as a majority of the nodes knows it now.
     Show {
-        name: String,
+        /// Left out: all budgets, a line each.
+        name: Option<String>,
         /// A window that is over, counted from 0: the last two are kept. Left out: the present one.
-        #[arg(long)]
+        #[arg(long, requires = "name")]
         window: Option<u64>,
         /// Whose share, where each end user has the limit for himself.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", requires = "name")]
         end_user: Option<String>,
     },
     /// Give back what a process that is over holds of a budget and did not use. Whoever says so answers for it: nobody
@@ -342,7 +343,8 @@ pub async fn budget(args: &BudgetArgs) -> Result<(), AdminError> {
 
 async fn about_budget(client: &Client, command: &BudgetCommand) -> Result<Json, AdminError> {
     match command {
-        BudgetCommand::Show { name, window, end_user } => {
+        BudgetCommand::Show { name: None, .. } => list(client, "standings".to_owned(), "after").await,
+        BudgetCommand::Show { name: Some(name), window, end_user } => {
             let window = window.map(|window| format!("window={window}"));
             let end_user = end_user.as_ref().map(|user| format!("end_user={}", encode(user)));
             let asked: Vec<String> = window.into_iter().chain(end_user).collect();
@@ -365,7 +367,10 @@ async fn about_budget(client: &Client, command: &BudgetCommand) -> Result<Json, 
 
 fn budget_words(command: &BudgetCommand, answer: Json) -> Result<String, AdminError> {
     match command {
-        BudgetCommand::Show { .. } => serde_json::from_value(answer).map(|standing: BudgetStanding| standing.words()),
+        BudgetCommand::Show { name: None, .. } => serde_json::from_value(answer).map(|all: Standings| all.words()),
+        BudgetCommand::Show { name: Some(_), .. } => {
+            serde_json::from_value(answer).map(|standing: BudgetStanding| standing.words())
+        }
         BudgetCommand::Reconcile { .. } => serde_json::from_value(answer).map(|done: Reconciled| done.words()),
     }
     .map_err(AdminError::Foreign)

@@ -2,13 +2,16 @@
 
 use actors::quota::escrow::Escrow;
 use actors::quota::shared::{Books, known};
+use cluster::directory::kind::Kind;
 use cluster::marks::Marks as Kept;
 use cluster::register::Register;
 use storage::database::DataDir;
 
 use super::{Member, MemberError, budget_metrics, reconcile};
+use crate::admin::access::Scope;
 use crate::admin::budgets::{BudgetStanding, Of};
 use crate::admin::control::ChangeError;
+use crate::admin::register::is_budget_of;
 
 /// How far earlier lives may have spent. A directory that may be another's copy proves nothing about what that one spent.
 pub(super) async fn open_marks(data: &DataDir, adopt: bool) -> Result<Kept, MemberError> {
@@ -51,6 +54,18 @@ pub fn standing(register: &Register, name: &str, of: &Of) -> Result<BudgetStandi
         (None, _) => {}
     }
     Ok(standing)
+}
+
+/// Of up to `limit` budgets that are seen in `scope`, by name, those after `after`: without what makes one long.
+pub fn standings(register: &Register, after: Option<&str>, limit: usize, scope: &Scope) -> Vec<BudgetStanding> {
+    let names = register.list(Kind::Budgets, after).map(|stored| stored.name);
+    let seen = names.filter(|name| match scope {
+        Scope::Everything => true,
+        Scope::Tenants(tenants) => is_budget_of(register, name, tenants),
+    });
+    // One that this version cannot read has no standing.
+    let found = seen.filter_map(|name| standing(register, name, &Of::default()).ok());
+    found.take(limit).map(BudgetStanding::in_short).collect()
 }
 
 impl Member {

@@ -1,5 +1,6 @@
 //! What the admin API asks, done: checked against the register, proposed, and waited for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use cluster::directory::problems::Problems;
 use cluster::directory::provider::ProviderSpec;
 use cluster::id::NodeId;
 use cluster::peer::{Caller, Handler, Lane, Refusal as PeerRefusal, Service};
-use cluster::register::{self, Act, AuditRecord, Author, Policy, Reply, validate};
+use cluster::register::{self, Act, AuditRecord, Author, Policy, Register, Reply, validate};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
@@ -345,6 +346,24 @@ impl Control for MemberControl {
             self.member.consensus().read(|register| budgets::standing(register, &budget, &of))
         }
         .boxed()
+    }
+
+    fn standings(
+        &self,
+        after: Option<String>,
+        limit: usize,
+        scope: Scope,
+    ) -> BoxFuture<'_, Result<Vec<BudgetStanding>, ChangeError>> {
+        async move {
+            self.catch_up().await?;
+            let read = |register: &Register| budgets::standings(register, after.as_deref(), limit, &scope);
+            Ok(self.member.consensus().read(read))
+        }
+        .boxed()
+    }
+
+    fn is_budget_of(&self, budget: &str, tenants: &BTreeSet<String>) -> bool {
+        self.member.consensus().read(|register| words::is_budget_of(register, budget, tenants))
     }
 
     fn reconcile(&self, asked: Reconcile, context: Context) -> BoxFuture<'_, Result<Reconciled, ChangeError>> {

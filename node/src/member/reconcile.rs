@@ -237,6 +237,12 @@ mod tests {
         let reconciled = plan.outcome(&world.register).unwrap();
 
         assert_eq!((reconciled.given_back, reconciled.note), (51, None));
+        let audit = world.register.audit(0).last().unwrap();
+        let told = format!(
+            "done: budget `b`, window 0, node {NODE}, incarnation {life}: 9 requests said to be used; used 9 requests, before 5 \
+             requests; burned 0 requests, before 55 requests; returned 51 requests, before 0 requests"
+        );
+        assert_eq!((audit.name.as_str(), audit.outcome.as_str()), ("b", told.as_str()));
         let standing = reconciled.standing;
         assert_eq!((standing.settled, standing.burned, standing.remaining_low), (9, 0, 91));
         let less = world.plan(&NODE.to_string(), life, 2).unwrap();

@@ -272,13 +272,13 @@ impl Attempts {
         let directory = &self.published.directory;
         let budgets = directory
             .budgets_of(&self.key, &provider.name, &target.model)
-            .map_err(|UnknownBudget { name }| Failure::BudgetExceeded { budget: name })?;
+            .map_err(|UnknownBudget { name }| Failure::BudgetUnknown { budget: name })?;
         let price = directory.price(&provider.name, &target.model).cloned();
         let (account, bound) = (self.account(provider), self.bound(target, vendor));
         let payer = Payer { account: &account, budgets: &budgets, end_user: self.request.end_user.as_deref() };
         let reserved = self.gateway.quota.reserve(payer, bound, price, self.waits).await;
         reserved.map_err(|error| match error {
-            QuotaError::Exceeded { budget } => Failure::BudgetExceeded { budget: budget.to_string() },
+            QuotaError::Exceeded(exceeded) => Failure::BudgetExceeded(exceeded),
             QuotaError::Unpriced { budget } => {
                 let model = format!("{}/{}", target.provider, target.model);
                 Failure::Unpriced { budget: budget.to_string(), model }

@@ -109,6 +109,28 @@ fn resources(base_url: &str) -> Resources {
     resources
 }
 
+/// Told as exceeded, it sent its reader to wait for a next window that never came.
+#[tokio::test]
+async fn a_budget_that_is_not_known_is_no_budget_that_is_exceeded() {
+    let house = House::open(Gate::always_open()).await;
+    let mut resources = resources("http://127.0.0.1:9/v1");
+    let secret = |reference: &SecretRef| reference.literal().map(str::to_owned);
+    let without = Directory::build(&resources, &secret).unwrap();
+    let spec = r#"{ "limit": "$1", "window": "day" }"#;
+    resources.budgets.insert("gone".to_owned(), serde_json::from_str(spec).unwrap());
+    resources.keys.get_mut("web").unwrap().budgets.push("gone".to_owned());
+    let with = Directory::build(&resources, &secret).unwrap();
+    let directory = Arc::new(Directory::new(with.keys().clone(), Arc::clone(without.shape())));
+    house.gateway.published.store(Arc::new(Published { directory, identity: Identity::Keys }));
+
+    let answer = house.send(chat(WEB, false)).await;
+
+    assert_eq!((answer.status().as_u16(), answer.headers().get("retry-after")), (403, None));
+    let error = serde_json::from_str::<serde_json::Value>(&text(answer).await).unwrap()["error"].clone();
+    assert_eq!((error["code"].as_str(), error["type"].as_str()), (Some("budget_unknown"), Some("permission_denied")));
+    assert!(error["message"].as_str().unwrap().contains("`gone`, which this node does not know"), "{error}");
+}
+
 /// Fields in an order in which the provider sees `]}` last.
 fn chat(key: &str, stream: bool) -> http::Request<Full<Bytes>> {
     let body = format!(

@@ -376,7 +376,7 @@ async fn a_budget_counted_in_something_else_is_another_one() {
             assumed: None,
         }
     };
-    escrow.publish([("b".into(), (places[0], Unit::Tokens))].into_iter().collect());
+    escrow.publish([("b".into(), Now { place: places[0], unit: Unit::Tokens, ends: None })].into_iter().collect());
     let find = |budget: Budget| escrow.find(move |places| places.of(&budget, UserId::NOBODY), soon());
 
     assert_eq!(find(budget("9 tokens")).await, Ok(places[0]));

@@ -98,6 +98,26 @@ async fn what_is_not_there_and_what_is_not_done_there() {
     assert_eq!(node.get("admin", "keys/absent").await.told(), (404, "not_found"));
     let refused = node.ask("admin", "POST", "keys/web", json!({})).await;
     assert_eq!((refused.told(), refused.header("allow")), ((405, "method_not_allowed"), "GET, HEAD, PUT, DELETE"));
+    let message = |asked: &Asked| asked.body["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message(&refused).ends_with("; `PUT /admin/v1/keys/{name}` makes it, or replaces it whole"));
+    for (method, path, allow, hint) in [
+        ("POST", "budgets", "GET, HEAD", "`PUT /admin/v1/budgets/{name}` makes one, or replaces it whole"),
+        ("PUT", "models", "GET, HEAD", "`PUT /admin/v1/models/{name}` makes one, or replaces it whole"),
+        ("PUT", "keys", "GET, HEAD, POST", "`PUT /admin/v1/keys/{name}` makes one, or replaces it whole"),
+        (
+            "POST",
+            "tenants/acme/teams",
+            "GET, HEAD",
+            "`PUT /admin/v1/tenants/{tenant}/teams/{name}` makes one, or replaces it whole",
+        ),
+        ("DELETE", "routes", "GET, HEAD", "`DELETE /admin/v1/routes/{name}` deletes one"),
+    ] {
+        let refused = node.ask("admin", method, path, json!({ "name": "b" })).await;
+        assert_eq!((refused.told(), refused.header("allow")), ((405, "method_not_allowed"), allow), "{method} {path}");
+        assert_eq!(message(&refused), format!("only {allow} is answered here; {hint}"), "{method} {path}");
+    }
+    let refused = node.ask("admin", "POST", "audit", json!({})).await;
+    assert_eq!(message(&refused), "only GET, HEAD is answered here");
     assert_eq!(node.ask("admin", "DELETE", "keys/absent", Json::Null).await.told(), (404, "not_found"));
     assert_eq!(node.get("admin", "keys?limit=0").await.told(), (400, "invalid"));
 }
@@ -453,6 +473,87 @@ async fn a_budget_is_put_shown_and_deleted() {
     assert_eq!(refused.told(), (409, "in_use"));
     assert_eq!(node.ask("admin", "DELETE", "budgets/acme%2Fmonth", Json::Null).await.status, 200);
     assert_eq!(node.get("admin", "budgets/acme%2Fmonth").await.told(), (404, "not_found"));
+}
+
+/// To who is limited to some tenants, what they name; whether there is another he does not learn.
+#[tokio::test]
+async fn budgets_are_shown_to_those_whose_they_are() {
+    let node = Node::new();
+    for name in ["a", "acme-month", "acme-support", "beta-month", "standing", "web-day"] {
+        node.fake.put(Kind::Budgets, name, json!({ "limit": "9 requests", "window": "day" }), Origin::Api);
+    }
+    let teams = json!({ "support": { "budgets": ["acme-support"] } });
+    node.fake.put(Kind::Tenants, "acme", json!({ "budgets": ["acme-month"], "teams": teams }), Origin::Api);
+    node.fake.put(Kind::Tenants, "beta", json!({ "budgets": ["beta-month"] }), Origin::Api);
+    node.fake.put(
+        Kind::Keys,
+        "web",
+        json!({ "tenant": "acme", "budgets": ["web-day"], "hash": hash("web") }),
+        Origin::Api,
+    );
+
+    let all = node.get("viewer", "standings").await;
+    assert_eq!(names(&all.body), ["a", "acme-month", "acme-support", "beta-month", "standing", "web-day"]);
+    assert_eq!((&all.body["items"][0]["limit"], &all.body["items"][0]["period"]), (&json!(9), &json!("day")));
+    let page = node.get("viewer", "standings?limit=2&after=acme-support").await.body;
+    assert_eq!((names(&page), &page["next"]), (vec!["beta-month", "standing"], &json!("standing")));
+    let last = node.get("viewer", "standings?after=standing").await.body;
+    assert_eq!((names(&last), &last["next"]), (vec!["web-day"], &Json::Null));
+    let theirs = node.get("acme-operator", "standings?limit=2").await.body;
+    assert_eq!((names(&theirs), &theirs["next"]), (vec!["acme-month", "acme-support"], &json!("acme-support")));
+    assert_eq!(names(&node.get("acme-operator", "standings?after=acme-support").await.body), ["web-day"]);
+    assert_eq!(node.get("app", "standings").await.told(), (403, "no_role"));
+
+    // The cluster in memory has no standing of any.
+    assert_eq!(node.get("acme-operator", "budgets/web-day/standing").await.told(), (404, "not_found"));
+    for foreign in ["beta-month", "nosuch"] {
+        let refused = node.get("acme-operator", &format!("budgets/{foreign}/standing")).await;
+        assert_eq!(refused.told(), (403, "out_of_scope"), "{foreign}");
+    }
+    assert_eq!(node.get("viewer", "budgets/standing").await.body["name"], "standing");
+}
+
+/// Named in a key of one's own, another's budget was spent by it.
+#[tokio::test]
+async fn who_is_limited_to_a_tenant_names_no_budget_that_is_not_its_own() {
+    let node = Node::new();
+    for name in ["acme-month", "acme-support", "beta-month"] {
+        node.fake.put(Kind::Budgets, name, json!({ "limit": "$1", "window": "day" }), Origin::Api);
+    }
+    let teams = json!({ "support": { "budgets": ["acme-support"] } });
+    node.fake.put(Kind::Tenants, "acme", json!({ "budgets": ["acme-month"], "teams": teams }), Origin::Api);
+    node.fake.put(
+        Kind::Keys,
+        "other",
+        json!({ "tenant": "beta", "budgets": ["beta-month"], "hash": hash("other") }),
+        Origin::Api,
+    );
+    let key = |name: &str, budget: &str| json!({ "name": name, "tenant": "acme", "budgets": ["acme-month", budget] });
+    let put = |budget: &str| json!({ "tenant": "acme", "hash": hash("put"), "budgets": [budget] });
+
+    for foreign in ["beta-month", "nosuch"] {
+        let (made, team) = (key("k", foreign), json!({ "budgets": [foreign] }));
+        for (who, method, path, body) in [
+            ("acme-operator", "POST", "keys", made.clone()),
+            ("acme-admin", "POST", "keys", made),
+            ("acme-operator", "PUT", "keys/web", put(foreign)),
+            ("acme-operator", "PUT", "keys/new", put(foreign)),
+            ("acme-admin", "PUT", "tenants/acme/teams/sales", team),
+        ] {
+            let refused = node.ask(who, method, path, body).await;
+            assert_eq!(refused.told(), (403, "out_of_scope"), "{who} {method} {path}");
+            let message = refused.body["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&format!("names the budget `{foreign}`")), "{message}");
+        }
+    }
+    assert_eq!(node.ask("acme-operator", "POST", "keys", key("own", "acme-support")).await.status, 201);
+    assert_eq!(node.ask("acme-operator", "PUT", "keys/web", put("acme-support")).await.status, 200);
+    let team = json!({ "budgets": ["acme-month"] });
+    assert_eq!(node.ask("acme-admin", "PUT", "tenants/acme/teams/sales", team).await.status, 201);
+
+    // Once somebody who may has put them under it, it is theirs too.
+    assert_eq!(node.ask("operator", "POST", "keys", key("shared", "beta-month")).await.status, 201);
+    assert_eq!(node.ask("acme-operator", "POST", "keys", key("second", "beta-month")).await.status, 201);
 }
 
 #[tokio::test]

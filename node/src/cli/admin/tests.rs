@@ -76,10 +76,13 @@ async fn a_budget_is_asked_for_and_reconciled() {
     let standing = json!({
         "name": "b", "unit": "requests", "limit": 9, "window": 0, "starts": null, "ends": null, "settled": 4,
         "leased": 0, "burned": 0, "remaining_low": 5, "remaining_high": 5, "lines": [], "records": [],
-        "given_back": 3, "note": "2 requests were said, and 4 requests had been reported",
+        "period": "day", "given_back": 3, "note": "2 requests were said, and 4 requests had been reported",
     });
+    let mut all = standing.clone();
+    all["items"] = json!([standing]);
     let cases = [
         ("show b", "GET /admin/v1/budgets/b/standing ", "", "b\n  limit      9 requests"),
+        ("show", "GET /admin/v1/standings?limit=1000 ", "", "name  limit             settled     leased      burned"),
         ("show b --window 3", "GET /admin/v1/budgets/b/standing?window=3 ", "", "b\n  limit"),
         ("show b --window 3 --end-user a&b", "GET /admin/v1/budgets/b/standing?window=3&end_user=a%26b ", "", "b\n"),
         (
@@ -93,13 +96,14 @@ async fn a_budget_is_asked_for_and_reconciled() {
         let args = Line::try_parse_from(["budget"].into_iter().chain(line.split_whitespace())).unwrap().args;
         let key = resolve(&SecretRef::text("lea-key"), &nothing).unwrap();
         let work = async |url| about_budget(&Client { url, key: Some(key.clone()) }, &args.command).await;
-        let (answer, request) = answering(&ok(&standing.to_string()), work).await;
+        let (answer, request) = answering(&ok(&all.to_string()), work).await;
 
         assert!(request.starts_with(start), "{line}: {request}");
         assert_eq!(request.split("\r\n\r\n").nth(1), Some(body), "{line}");
         let shown = budget_words(&args.command, answer.unwrap()).unwrap();
         assert!(shown.starts_with(words), "{line}: {shown}");
     }
+    assert!(Line::try_parse_from(["budget", "show", "--window", "3"]).is_err(), "of which budget?");
 }
 
 #[tokio::test]
