@@ -19,7 +19,7 @@ use cluster::register::{Act, Author, Expected, Kind, Reply};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::check::money::Bills;
+use crate::check::money::{Bills, Sent};
 use crate::history::Outcome;
 use crate::random::Random;
 use crate::world::simulated::{Life, World};
@@ -138,7 +138,8 @@ async fn dispatch(
     };
     let amounts: Vec<u64> = parts.iter().map(bill).collect();
     for (part, bill) in parts.iter().zip(&amounts) {
-        bills.lock().billed(part.demand.place, incarnation, part.demand.amount, *bill);
+        let Demand { place, amount, .. } = part.demand;
+        send(life, &mut bills.lock(), Sent { place, life: incarnation, bound: amount, bill: *bill });
     }
     sleep(if random.percent(70) { random.milliseconds(5..300) } else { random.milliseconds(300..4_000) }).await;
     if !life.lives() {
@@ -153,6 +154,10 @@ async fn dispatch(
     }
     hold.settle(&used);
     (Outcome::Ok, format!("billed {amounts:?}, settled {used:?}"))
+}
+
+fn send(life: &Life, bills: &mut Bills, sent: Sent) {
+    bills.billed(sent, |least| life.proof.of(sent.life, sent.place, least));
 }
 
 /// `since`: when it began to ask, where only the ledger may have refused it.
@@ -291,7 +296,7 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
             Ok(hold) => {
                 let incarnation = life.consensus.incarnation();
                 let mut bills = world.bills.lock();
-                bills.billed(place, incarnation, amount, amount);
+                send(life, &mut bills, Sent { place, life: incarnation, bound: amount, bill: amount });
                 bills.settled(place, incarnation, amount, amount);
                 drop(bills);
                 hold.settle(&[amount]);

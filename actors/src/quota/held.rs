@@ -476,14 +476,21 @@ impl Held {
         self.serve(place);
     }
 
+    /// Forgets windows that are over and of which nothing is left to be said, but for those where somebody may still begin to
+    /// spend, as far as this node knows: he would be lent to as if nothing had been spent there, and what he spent would be
+    /// taken for that.
+    pub fn forget(&mut self, is_spent: impl Fn(Place) -> bool) {
+        if !self.closed {
+            self.spots.retain(|place, spot| !spot.is_done() || is_spent(*place));
+        }
+    }
+
     /// What is to be said to the ledger now, up to `most` of it; the rest is said the next time.
     pub fn statements(&mut self, now: Instant, most: usize) -> Vec<(Place, Statement)> {
         let mut said = Vec::new();
         if self.closed {
             return said;
         }
-        // Where nothing is left of a window that is over.
-        self.spots.retain(|_, spot| !spot.is_done());
         for (place, spot) in &mut self.spots {
             if said.len() == most {
                 break;
@@ -696,6 +703,33 @@ mod tests {
 
         assert_eq!(held.statements(at(4), 9), [], "it is known");
         assert_eq!(held.statements(at(20), 9)[0].1.returned, 5, "nobody uses it");
+    }
+
+    /// The ledger said that the window is over, and is silent since: this node knows of no other, and is not to be lent to in
+    /// that one as if it had spent nothing there.
+    #[test]
+    fn a_window_that_is_over_is_remembered_while_it_may_be_spent_of_here() {
+        let place = Place::new(BudgetId(0), 0);
+        let now = tokio::time::Instant::now().into_std();
+        let mut held = Held::default();
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 9 }]);
+        let waits = held.reserve(&demands, Patience::all(Duration::ZERO), now);
+        assert!(matches!(waits, Ok(Reserved::Waits(..))));
+        let standing = Standing { granted: 5, limit: 100, held: 5, ..Standing::default() };
+        held.told(place, Told::Standing(standing), now, now);
+        let marks = held.marks(now);
+        held.marked(&marks, true);
+        held.settle(&demands, &[5]);
+        assert_eq!(held.statements(now, 9)[0].1.used, 5);
+        held.told(place, Told::Over(Standing { used: 5, ..standing }), now, now);
+
+        held.forget(|_| true);
+        held.lend(place, 9);
+        let late = held.reserve(&demands, Patience::all(Duration::ZERO), now).err();
+        assert_eq!(late, Some(Refused::Over { place }));
+
+        held.forget(|_| false);
+        assert_eq!(held.lease(place), None);
     }
 
     /// What was granted for it went to an attempt of two budgets, say, that stood in the other one's line.

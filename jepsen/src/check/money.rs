@@ -1,7 +1,8 @@
 //! P-MONEY: what is billed, and may still be, stays within the limit, and what the nodes agree on always covers it.
 //!
 //! [`Bills`] stands outside of the world. It is told of each call that is dispatched, and looks at the accounts after each
-//! entry, as whichever node applies that first has them.
+//! entry, as whichever node applies that first has them. It looks into the nodes, too: none may believe that it holds more than
+//! the accounts count, nor go further than its disk would prove.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Accounts, Place, Window};
 use cluster::ledger::book::{Stage, Standing};
 use cluster::ledger::invariants::{within_budget, within_limit};
+use cluster::ledger::lease::{Lease, Mark};
 use tokio::sync::watch;
 
 /// What really happened, since what never did was never tested.
@@ -81,8 +83,22 @@ struct Seen {
     settled: BTreeSet<Incarnation>,
 }
 
+/// A call that is dispatched now.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    pub place: Place,
+    pub life: Incarnation,
+    /// What the provider may bill.
+    pub bound: u64,
+    /// What it bills.
+    pub bill: u64,
+}
+
+/// What a life that is lived holds, as it believes.
+type Believes = Box<dyn Fn(Place) -> Option<Lease> + Send>;
+
 /// As the module says.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Bills {
     applied: u64,
     lines: BTreeMap<(Place, Incarnation), Spent>,
@@ -91,6 +107,7 @@ pub struct Bills {
     pub coverage: Coverage,
     /// The life that was billed for the first time of a window.
     newly: watch::Sender<Option<Incarnation>>,
+    living: BTreeMap<Incarnation, Believes>,
 }
 
 impl Bills {
@@ -106,6 +123,15 @@ impl Bills {
     /// Changes when a life is billed for the first time of a window: of what it holds there nothing was proved before.
     pub fn newly(&self) -> watch::Receiver<Option<Incarnation>> {
         self.newly.subscribe()
+    }
+
+    /// A life may spend from now on.
+    pub fn begun(&mut self, life: Incarnation, believes: impl Fn(Place) -> Option<Lease> + Send + 'static) {
+        self.living.insert(life, Box::new(believes));
+    }
+
+    pub fn ended(&mut self, life: Incarnation) {
+        self.living.remove(&life);
     }
 
     /// A node has applied an entry. Only the first of them is listened to.
@@ -139,11 +165,18 @@ impl Bills {
                 }
                 None => self.broken.extend(recorded(*place, seen, accounts)),
             }
+            let believers = self.living.iter().filter_map(|(life, believes)| Some((*life, believes(*place)?)));
+            for (life, lease) in believers {
+                let broken = is_held(accounts, *place, life, &lease).err();
+                self.broken.extend(broken.map(|why| format!("after entry {index}, {place:?}: {why}")));
+            }
         }
     }
 
-    /// A call is dispatched, now: the provider may bill up to `bound`, and bills `bill`.
-    pub fn billed(&mut self, place: Place, life: Incarnation, bound: u64, bill: u64) {
+    /// `proof`: the mark that the disk of that life would prove if the power went now, which should be as high as asked for;
+    /// `None` where it does not know the life.
+    pub fn billed(&mut self, call: Sent, proof: impl FnOnce(Mark) -> Option<Mark>) {
+        let Sent { place, life, bound, bill } = call;
         self.coverage.calls += 1;
         if !self.lines.contains_key(&(place, life)) {
             self.newly.send_replace(Some(life));
@@ -160,6 +193,15 @@ impl Bills {
         if spent.liable > held {
             let liable = spent.liable;
             self.broken.push(format!("{place:?}: life {life} may be billed {liable}, and is known to hold {held}"));
+        }
+        let believes = self.living.get(&life).and_then(|believes| believes(place));
+        let far = spent.liable.max(believes.map_or(0, |lease| lease.busy()));
+        let proved = proof(Mark::to(far));
+        // A life that is told to end is forgotten once it is settled.
+        let settled = seen.settled.contains(&life) || !seen.lines.contains_key(&life);
+        if proved.map_or(!settled, |mark| mark.reach < far) {
+            self.broken
+                .push(format!("{place:?}: life {life} goes as far as {far}, and its disk would prove {proved:?}"));
         }
     }
 
@@ -269,6 +311,21 @@ impl Seen {
     }
 }
 
+/// What a node believes to hold is counted as held: it learns of a grant when that is applied, and debits what it gives back
+/// before it says so.
+fn is_held(accounts: &Accounts, place: Place, life: Incarnation, believes: &Lease) -> Result<(), String> {
+    let Some(book) = accounts.book(place) else { return Ok(()) };
+    let known = book.line(life);
+    let held = known.map_or(0, |line| line.granted - line.returned);
+    let over = known.is_some_and(|line| line.stage != Stage::Open);
+    let rights = believes.rights();
+    if over || rights <= held {
+        Ok(())
+    } else {
+        Err(format!("life {life} believes to hold {rights}, and holds {held}"))
+    }
+}
+
 /// A window of which only a record is left.
 fn recorded(place: Place, seen: &Seen, accounts: &Accounts) -> Option<String> {
     let record = accounts.get(place.budget)?.records().find(|record| record.window == place.window)?;
@@ -324,6 +381,12 @@ mod tests {
             self.bills.applied(self.index, &self.accounts);
         }
 
+        /// A call is sent by a life whose disk proves so much.
+        fn send(&mut self, bound: u64, bill: u64, proved: u64) {
+            let sent = Sent { place: self.place, life: LIFE, bound, bill };
+            self.bills.billed(sent, |_least| Some(Mark::to(proved)));
+        }
+
         fn broken(&self) -> usize {
             self.bills.broken().len()
         }
@@ -333,9 +396,9 @@ mod tests {
     fn calls_within_what_a_life_holds_break_nothing() {
         let mut world = World::new();
 
-        world.bills.billed(world.place, LIFE, 4, 3);
+        world.send(4, 3, 99);
         world.bills.settled(world.place, LIFE, 4, 3);
-        world.bills.billed(world.place, LIFE, 3, 3);
+        world.send(3, 3, 99);
         world.say(Statement { used: 3, ..Statement::default() });
 
         assert_eq!(world.bills.broken(), [""; 0]);
@@ -344,21 +407,60 @@ mod tests {
     #[test]
     fn a_call_beyond_what_a_life_holds_is_found_and_so_is_one_beyond_the_limit() {
         let mut world = World::new();
-        world.bills.billed(world.place, LIFE, 7, 0);
+        world.send(7, 0, 99);
         assert_eq!(world.broken(), 1);
 
-        world.bills.billed(world.place, LIFE, 0, 11);
+        world.send(0, 11, 99);
         assert_eq!(world.broken(), 3, "{:?}", world.bills.broken());
     }
 
     #[test]
     fn what_is_given_back_and_may_still_be_billed_is_found() {
         let mut world = World::new();
-        world.bills.billed(world.place, LIFE, 4, 0);
+        world.send(4, 0, 99);
 
         world.say(Statement { returned: 3, ..Statement::default() });
 
         assert_eq!(world.broken(), 1);
+    }
+
+    #[test]
+    fn who_goes_further_than_its_disk_would_prove_is_found() {
+        let mut world = World::new();
+        world.send(4, 3, 4);
+        world.send(1, 1, 5);
+        assert_eq!(world.broken(), 0);
+
+        world.send(1, 1, 5);
+        assert_eq!(world.broken(), 1);
+        let sent = Sent { place: world.place, life: LIFE, bound: 0, bill: 0 };
+        world.bills.billed(sent, |_least| None);
+        assert_eq!(world.broken(), 2, "it was never written down");
+
+        let mut lease = Lease::default();
+        lease.grant(6);
+        lease.marked(Mark::to(6));
+        let mut world = World::new();
+        assert_eq!(lease.reserve(6), Ok(()));
+        world.bills.begun(LIFE, move |_place| Some(lease.clone()));
+        world.send(1, 1, 5);
+        assert_eq!(world.broken(), 1, "more is set aside already");
+    }
+
+    #[test]
+    fn who_believes_to_hold_what_it_said_it_gave_back_is_found() {
+        let mut world = World::new();
+        let mut lease = Lease::default();
+        lease.grant(6);
+        world.bills.begun(LIFE, move |_place| Some(lease.clone()));
+        world.say(Statement { wants: 6, ..Statement::default() });
+        assert_eq!(world.broken(), 0);
+
+        world.say(Statement { returned: 2, ..Statement::default() });
+        assert_eq!(world.broken(), 1);
+        world.bills.ended(LIFE);
+        world.say(Statement { returned: 2, ..Statement::default() });
+        assert_eq!(world.broken(), 1, "it is over");
     }
 
     #[test]

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, watch};
 
 use super::network::Network;
 use super::pause::Pause;
+use super::proof::{MARKS, Proof};
 use crate::check::money::Bills;
 use crate::random::Random;
 
@@ -73,6 +74,7 @@ pub struct Life {
     pub view: Arc<Mutex<View>>,
     pub escrow: Escrow,
     pub pause: Pause,
+    pub proof: Proof,
     books: Books,
     state: Arc<State>,
     tasks: Tasks,
@@ -213,6 +215,7 @@ impl World {
         let node = &mut self.nodes[number];
         let Some(life) = node.life.take() else { return };
         life.state.ended.store(true, Ordering::Relaxed);
+        self.bills.lock().ended(life.consensus.incarnation());
         life.pause.end();
         self.network.unplug(node.id);
         if power {
@@ -308,12 +311,12 @@ async fn begin(
     });
     let run = |name, part: BoxFuture<'static, ()>| tasks.spawn(name, pause.clone().hold(part));
     let mut open = |name: &str| {
-        let slow_percent = if name == "marks" { 15 } else { 0 };
+        let slow_percent = if name == MARKS { 15 } else { 0 };
         let (log, syncing) = open_log(folder(name)?, &fatal, slow_percent, random.fork())?;
         run("disk", syncing);
         Ok::<Log, String>(log)
     };
-    let (log, marks) = (open("log")?, open("marks")?);
+    let (log, marks) = (open("log")?, open(MARKS)?);
     let marks = Marks::open(marks).map_err(|error| words(&error))?;
     let cells = Cells::open(folder("cells")?, Arc::clone(&fatal)).map_err(|error| words(&error))?;
     let snapshots = Snapshots::open(folder("snapshots")?, fatal).map_err(|error| words(&error))?;
@@ -342,9 +345,17 @@ async fn begin(
     let view = Arc::<Mutex<View>>::default();
     let publishing = publishing(consensus.clone(), Arc::clone(&view), escrow.clone(), publish, random.fork());
     run("publishing", publishing.boxed());
-    run("starting", starting(consensus.clone(), books.clone(), Arc::clone(&state), random.fork()).boxed());
-    let life =
-        Life { consensus, view: Arc::clone(&view), escrow, pause: pause.clone(), books, state, tasks: tasks.clone() };
+    let life = Life {
+        consensus,
+        view: Arc::clone(&view),
+        escrow,
+        pause: pause.clone(),
+        proof: Proof::new(node.medium.clone()),
+        books,
+        state,
+        tasks: tasks.clone(),
+    };
+    run("starting", starting(life.clone(), Arc::clone(bills), random.fork()).boxed());
     let tell = move |until| view.lock().fresh_until = until;
     run("freshness", life.consensus.clone().keep_fresh(tell).boxed());
     Ok(life)
@@ -415,7 +426,8 @@ async fn publishing(
 }
 
 /// A life registers itself until it is heard. Then it settles those before it, and takes calls.
-async fn starting(consensus: Consensus, books: Books, state: Arc<State>, mut random: Random) {
+async fn starting(life: Life, bills: Arc<Mutex<Bills>>, mut random: Random) {
+    let Life { consensus, books, state, escrow, .. } = life;
     let node = consensus.me();
     let mut nonce = [0; 16];
     nonce[..8].copy_from_slice(&random.draw().to_le_bytes());
@@ -430,6 +442,7 @@ async fn starting(consensus: Consensus, books: Books, state: Arc<State>, mut ran
     };
     // A disk that fails has ended the process.
     if books.begin(incarnation).await.is_ok() {
+        bills.lock().begun(incarnation, move |place| escrow.lease(place));
         state.begun.store(true, Ordering::Relaxed);
         books.settle_lives().await;
     }
