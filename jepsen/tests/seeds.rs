@@ -56,9 +56,21 @@ fn quarter(number: u64) {
             assert!(harms.get(&harm).is_some_and(|count| *count > 0), "no seed had a {}", harm.name());
         }
         assert!(ok > 250 && revoked > 10 && lost > 30 && blocked > 30, "{ok} {revoked} {lost} {blocked}");
-        let Coverage { calls, refused, unanswered, over, rolls, raised, lowered, made, settled, burned, emptied } =
-            money;
-        let spent = calls > 600 && refused > 20 && unanswered > 10 && emptied > 5;
+        let Coverage {
+            calls,
+            users,
+            refused,
+            unanswered,
+            over,
+            rolls,
+            raised,
+            lowered,
+            made,
+            settled,
+            burned,
+            emptied,
+        } = money;
+        let spent = calls > 600 && users > 150 && refused > 20 && unanswered > 10 && emptied > 5;
         let changed = over > 0 && rolls > 5 && raised > 10 && lowered > 10 && made > 20;
         assert!(spent && changed && settled > 30 && burned > 10, "{money:?}");
     }

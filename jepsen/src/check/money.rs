@@ -8,8 +8,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::id::Incarnation;
-use cluster::ledger::accounts::{Accounts, Place, Window};
-use cluster::ledger::book::{Stage, Standing};
+use cluster::ledger::accounts::{Accounts, Place, UserId};
+use cluster::ledger::book::{Book, Stage, Standing};
 use cluster::ledger::invariants::{within_budget, within_limit};
 use cluster::ledger::lease::{Lease, Mark};
 use tokio::sync::watch;
@@ -18,6 +18,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     pub calls: u64,
+    /// Of end users who have a limit of their own.
+    pub users: u64,
     pub refused: u64,
     pub unanswered: u64,
     /// Refused because the window was over, or the budget.
@@ -41,6 +43,7 @@ impl Coverage {
     pub fn plus(self, other: Self) -> Self {
         Self {
             calls: self.calls + other.calls,
+            users: self.users + other.users,
             refused: self.refused + other.refused,
             unanswered: self.unanswered + other.unanswered,
             over: self.over + other.over,
@@ -66,13 +69,15 @@ struct Spent {
     said: u64,
 }
 
-/// One window.
+/// One window, or what an end user has of it.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     billed: u64,
     limit: u64,
     /// The highest limit there was.
     most: u64,
+    /// The lowest.
+    least: u64,
     held: u64,
     granted: u64,
     current: bool,
@@ -81,6 +86,8 @@ struct Seen {
     /// By entries: what at least was free for anyone while it was applied, and from then on until the next.
     free: Vec<(u64, u64, u64)>,
     settled: BTreeSet<Incarnation>,
+    /// Its budget is closed, and end users are not accounted for any more.
+    dropped: bool,
 }
 
 /// A call that is dispatched now.
@@ -140,30 +147,18 @@ impl Bills {
             return;
         }
         self.applied = index;
-        let mut current = BTreeSet::new();
-        for (budget, account) in accounts.iter() {
-            for (window, now) in account.windows() {
-                let place = Place::new(budget, window);
-                if let Entry::Vacant(entry) = self.places.entry(place) {
-                    let limit = now.book.limit();
-                    let free = vec![(0, limit, limit)];
-                    entry.insert(Seen { limit, most: limit, current: true, free, ..Seen::default() });
-                    self.coverage.rolls += u64::from(window > 0);
-                    self.coverage.made += u64::from(window == 0);
-                }
-            }
-            current.extend(account.current().map(|(window, _)| Place::new(budget, window)));
-        }
+        let current = self.meet(accounts);
         for (place, seen) in &mut self.places {
-            let current = current.contains(place);
-            match accounts.window(*place) {
-                Some(window) => {
-                    let spent = self.lines.range((*place, Incarnation::new(0))..=(*place, Incarnation::new(u64::MAX)));
-                    let spent = spent.map(|((_, life), spent)| (*life, *spent)).collect();
-                    let broken = seen.look(index, window, current, &spent, &mut self.coverage);
-                    self.broken.extend(broken.into_iter().map(|why| format!("after entry {index}, {place:?}: {why}")));
-                }
-                None => self.broken.extend(recorded(*place, seen, accounts)),
+            if place.user != UserId::NOBODY && is_closed(accounts, *place) {
+                seen.dropped = true;
+                continue;
+            }
+            if let Some(book) = accounts.book(*place) {
+                let current = current.contains(&place.of(UserId::NOBODY));
+                let spent = self.lines.range((*place, Incarnation::new(0))..=(*place, Incarnation::new(u64::MAX)));
+                let spent = spent.map(|((_, life), spent)| (*life, *spent)).collect();
+                let broken = seen.look(index, book, current, &spent, &mut self.coverage);
+                self.broken.extend(broken.into_iter().map(|why| format!("after entry {index}, {place:?}: {why}")));
             }
             let believers = self.living.iter().filter_map(|(life, believes)| Some((*life, believes(*place)?)));
             for (life, lease) in believers {
@@ -171,6 +166,38 @@ impl Bills {
                 self.broken.extend(broken.map(|why| format!("after entry {index}, {place:?}: {why}")));
             }
         }
+        for place in self.places.keys().filter(|place| place.user == UserId::NOBODY) {
+            let all = self.places.range(*place..Place::new(place.budget, place.window + 1));
+            let billed = all.map(|(_, seen)| seen.billed).sum();
+            self.broken.extend(recorded(*place, billed, accounts));
+        }
+    }
+
+    /// Takes note of windows and end users that are new. Those windows that budgets are spent of now.
+    fn meet(&mut self, accounts: &Accounts) -> BTreeSet<Place> {
+        let mut current = BTreeSet::new();
+        for (budget, account) in accounts.iter() {
+            for (window, now) in account.windows() {
+                let place = Place::new(budget, window);
+                if let Entry::Vacant(entry) = self.places.entry(place) {
+                    entry.insert(Seen::new(now.book.limit(), now.book.limit(), true));
+                    self.coverage.rolls += u64::from(window > 0);
+                    self.coverage.made += u64::from(window == 0);
+                }
+                for user in now.users.keys() {
+                    self.seen(place.of(*user));
+                }
+            }
+            current.extend(account.current().map(|(window, _)| Place::new(budget, window)));
+        }
+        current
+    }
+
+    /// An end user who is new has had all of what the limit was at any time.
+    fn seen(&mut self, place: Place) -> &mut Seen {
+        let window = self.places.get(&place.of(UserId::NOBODY));
+        let new = window.map_or_else(Seen::default, |window| Seen::new(window.limit, window.least, window.current));
+        self.places.entry(place).or_insert(new)
     }
 
     /// `proof`: the mark that the disk of that life would prove if the power went now, which should be as high as asked for;
@@ -184,21 +211,21 @@ impl Bills {
         let spent = self.lines.entry((place, life)).or_default();
         spent.billed += bill;
         spent.liable += bound;
-        let seen = self.places.entry(place).or_default();
+        self.coverage.users += u64::from(place.user != UserId::NOBODY);
+        let liable = spent.liable;
+        let seen = self.seen(place);
         seen.billed += bill;
-        if let Err(why) = within_budget(seen.billed, seen.most) {
-            self.broken.push(format!("{place:?}: {why}"));
-        }
+        let over = within_budget(seen.billed, seen.most).err();
         let held = seen.lines.get(&life).copied().unwrap_or_default();
-        if spent.liable > held {
-            let liable = spent.liable;
+        // A life that is told to end is forgotten once it is settled.
+        let settled = seen.dropped || seen.settled.contains(&life) || !seen.lines.contains_key(&life);
+        self.broken.extend(over.map(|why| format!("{place:?}: {why}")));
+        if liable > held {
             self.broken.push(format!("{place:?}: life {life} may be billed {liable}, and is known to hold {held}"));
         }
         let believes = self.living.get(&life).and_then(|believes| believes(place));
-        let far = spent.liable.max(believes.map_or(0, |lease| lease.busy()));
+        let far = liable.max(believes.map_or(0, |lease| lease.busy()));
         let proved = proof(Mark::to(far));
-        // A life that is told to end is forgotten once it is settled.
-        let settled = seen.settled.contains(&life) || !seen.lines.contains_key(&life);
         if proved.map_or(!settled, |mark| mark.reach < far) {
             self.broken
                 .push(format!("{place:?}: life {life} goes as far as {far}, and its disk would prove {proved:?}"));
@@ -215,8 +242,7 @@ impl Bills {
     /// An attempt that began when entry `since` was the last one anyone had applied was told that too little is left.
     pub fn refused(&mut self, place: Place, amount: u64, since: u64, told: &Standing) {
         self.coverage.refused += 1;
-        let Some(seen) = self.places.get(&place) else { return };
-        let least = seen.least_free(since);
+        let least = self.seen(place).least_free(since);
         if least >= amount {
             let why =
                 format!("{amount} were refused, and {least} were free all the time since entry {since}; told {told:?}");
@@ -227,7 +253,7 @@ impl Bills {
     /// Told that the window, or the budget, is over.
     pub fn over(&mut self, place: Place) {
         self.coverage.over += 1;
-        if self.places.get(&place).is_some_and(|seen| seen.current) {
+        if self.places.get(&place.of(UserId::NOBODY)).is_some_and(|seen| seen.current) {
             self.broken.push(format!("{place:?}: was said to be over"));
         }
     }
@@ -236,9 +262,9 @@ impl Bills {
     /// reported, earlier lives that are not settled. `lives`: those that are lived now.
     pub fn unrest(&self, accounts: &Accounts, lives: &BTreeSet<Incarnation>) -> Vec<String> {
         let mut unrest = Vec::new();
-        for place in self.places.keys() {
-            let Some(window) = accounts.window(*place) else { continue };
-            for (life, line) in window.book.lines() {
+        for (place, _) in self.places.iter().filter(|(_, seen)| !seen.dropped) {
+            let Some(book) = accounts.book(*place) else { continue };
+            for (life, line) in book.lines() {
                 let said = self.lines.get(&(*place, life)).map_or(0, |spent| spent.said);
                 let rests = if lives.contains(&life) {
                     line.held() == line.used && line.used == said
@@ -255,11 +281,16 @@ impl Bills {
 }
 
 impl Seen {
+    /// Nobody has had anything of it.
+    fn new(limit: u64, least: u64, current: bool) -> Self {
+        Self { limit, most: limit, least, current, free: vec![(0, least, least)], ..Self::default() }
+    }
+
     /// What does not hold of a window, after entry `index`.
     fn look(
         &mut self,
         index: u64,
-        Window { book, .. }: &Window,
+        book: &Book,
         current: bool,
         spent: &BTreeMap<Incarnation, Spent>,
         coverage: &mut Coverage,
@@ -267,7 +298,7 @@ impl Seen {
         let (limit, held) = (book.limit(), book.held());
         let granted = book.lines().map(|(_, line)| line.granted).sum::<u64>();
         let mut broken = Vec::new();
-        self.most = self.most.max(limit);
+        (self.most, self.least) = (self.most.max(limit), self.least.min(limit));
         broken.extend(within_limit(book, self.most).err().map(|why| why.to_string()));
         // A lowered limit: nothing more is granted until what is held is below it.
         let most = self.held.max(self.limit).max(limit);
@@ -326,11 +357,17 @@ fn is_held(accounts: &Accounts, place: Place, life: Incarnation, believes: &Leas
     }
 }
 
-/// A window of which only a record is left.
-fn recorded(place: Place, seen: &Seen, accounts: &Accounts) -> Option<String> {
+/// Of a budget that is closed no end user is kept.
+fn is_closed(accounts: &Accounts, place: Place) -> bool {
+    let named = accounts.get(place.budget).and_then(|account| accounts.named(&account.name));
+    named.is_none_or(|(budget, _)| budget != place.budget)
+}
+
+/// A window of which only a record is left: it tells of all end users together.
+fn recorded(place: Place, billed: u64, accounts: &Accounts) -> Option<String> {
     let record = accounts.get(place.budget)?.records().find(|record| record.window == place.window)?;
     let told = record.used + record.burned;
-    (seen.billed > told).then(|| format!("{place:?}: {} were billed, and its record tells of {told}", seen.billed))
+    (billed > told).then(|| format!("{place:?}: {billed} were billed, and its record tells of {told}"))
 }
 
 #[cfg(test)]
