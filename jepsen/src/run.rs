@@ -56,7 +56,7 @@ pub struct Verdict {
 const CLIENTS: usize = 4;
 
 /// Clients that spend.
-const SPENDERS: usize = 8;
+const SPENDERS: usize = 10;
 
 /// Between two looks at whether a revoked key is served.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -131,7 +131,7 @@ impl Play {
         while wanted && Instant::now() < until {
             let harm = strike(&mut *self.world.write().await, &mut random).await;
             *harms.entry(harm).or_default() += 1;
-            sleep(random.milliseconds(300..4_000)).await;
+            sleep(random.milliseconds(harm.lasts())).await;
             self.world.read().await.go_on();
             restart_some(&mut *self.world.write().await, &mut random).await;
             if random.percent(40) {

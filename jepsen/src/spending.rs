@@ -4,7 +4,7 @@
 //! A call is billed when it is dispatched: after its reserve has returned, and only if the process still lives then. What
 //! was billed is kept outside of the world.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,13 +26,16 @@ use crate::random::Random;
 use crate::world::simulated::{Life, World};
 
 /// What there is to spend. The operator makes all of them, and makes them again.
-pub const BUDGETS: [Kept; 6] = [
+pub const BUDGETS: [Kept; 9] = [
     Kept { limits: (40_000_000, 400_000_000), ..Kept::new("total-usd", Unit::NanoUsd, "total") },
     Kept { limits: (20, 300), ..Kept::new("total-requests", Unit::Requests, "total") },
     Kept { limits: (5, 60), each: true, ..Kept::new("users-requests", Unit::Requests, "total") },
     Kept { limits: (10_000_000, 150_000_000), ..Kept::new("minute-usd", Unit::NanoUsd, "minute") },
     Kept { limits: (3, 150), ..Kept::new("minute-requests", Unit::Requests, "minute") },
     Kept { limits: (4_000_000, 60_000_000), each: true, ..Kept::new("users-minute-usd", Unit::NanoUsd, "minute") },
+    Kept { limits: (8_000_000, 90_000_000), overdraft: 6_000_000, ..Kept::new("open-usd", Unit::NanoUsd, "total") },
+    Kept { limits: (3, 50), overdraft: 4, ..Kept::new("open-minute-requests", Unit::Requests, "minute") },
+    Kept { limits: (2, 15), overdraft: 3, each: true, ..Kept::new("open-users-requests", Unit::Requests, "total") },
 ];
 
 /// End users whom clients name.
@@ -47,17 +50,28 @@ pub struct Kept {
     limits: (u64, u64),
     /// Every end user has the limit for himself.
     each: bool,
+    /// What each node may spend beyond the limit where no majority can be asked.
+    overdraft: u64,
 }
 
 impl Kept {
     const fn new(name: &'static str, unit: Unit, window: &'static str) -> Self {
-        Self { name, unit, window, limits: (0, 0), each: false }
+        Self { name, unit, window, limits: (0, 0), each: false, overdraft: 0 }
     }
 
     fn spec(&self, limit: u64) -> String {
         let each = if self.each { r#","each":"end_user""# } else { "" };
-        format!(r#"{{"limit":"{}","window":"{}"{each}}}"#, self.unit.show(limit.max(1)), self.window)
+        let open = match self.overdraft {
+            0 => String::new(),
+            amount => format!(r#","on_no_quorum":"open","overdraft":"{}""#, self.unit.show(amount)),
+        };
+        format!(r#"{{"limit":"{}","window":"{}"{each}{open}}}"#, self.unit.show(limit.max(1)), self.window)
     }
+}
+
+/// What each node may spend beyond the limit, by the budget's name.
+pub fn overdrafts() -> BTreeMap<String, u64> {
+    BUDGETS.map(|kept| (kept.name.to_owned(), kept.overdraft)).into()
 }
 
 /// Nobody, and those whom clients name.
@@ -113,7 +127,7 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
             Unit::Requests | Unit::Tokens => 1 + random.below(8) / 6,
             Unit::NanoUsd => 1 + random.below(NANOUSD_MAX),
         };
-        Part { unit: budget.limit.unit, demand: Demand { place, amount: amount as u64, overdraft: 0 } }
+        Part { unit: budget.limit.unit, demand: Demand { place, amount: amount as u64, overdraft: budget.overdraft } }
     };
     let parts: Vec<Part> = budgets.iter().zip(places).map(part).collect();
     let demands: Arc<[Demand]> = parts.iter().map(|part| part.demand).collect();
@@ -319,7 +333,7 @@ async fn empty_now(
         if amount == 0 {
             continue;
         }
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount, overdraft: 0 }]);
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount, overdraft: kept.overdraft }]);
         let until = (Instant::now() + WITHIN).into_std();
         let reserved = life.escrow.reserve(demands, Patience::all(DOUBT_MAX), until).await;
         match reserved {

@@ -59,6 +59,8 @@ fn quarter(number: u64) {
         let Coverage {
             calls,
             users,
+            lent,
+            paid,
             refused,
             unanswered,
             over,
@@ -72,7 +74,7 @@ fn quarter(number: u64) {
         } = money;
         let spent = calls > 600 && users > 150 && refused > 20 && unanswered > 10 && emptied > 5;
         let changed = over > 0 && rolls > 5 && raised > 10 && lowered > 10 && made > 20;
-        assert!(spent && changed && settled > 30 && burned > 10, "{money:?}");
+        assert!(spent && changed && settled > 30 && burned > 10 && lent > 10 && paid > 1, "{money:?}");
     }
 }
 

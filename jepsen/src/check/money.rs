@@ -7,9 +7,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::id::Incarnation;
+use cluster::id::{Incarnation, NodeId};
 use cluster::ledger::accounts::{Accounts, Place, UserId};
-use cluster::ledger::book::{Book, Stage, Standing};
+use cluster::ledger::book::{Book, Line, Stage, Standing};
 use cluster::ledger::invariants::{within_budget, within_limit};
 use cluster::ledger::lease::{Lease, Mark};
 use tokio::sync::watch;
@@ -20,6 +20,10 @@ pub struct Coverage {
     pub calls: u64,
     /// Of end users who have a limit of their own.
     pub users: u64,
+    /// Sent on credit.
+    pub lent: u64,
+    /// What was spent on credit, and got its rights later.
+    pub paid: u64,
     pub refused: u64,
     pub unanswered: u64,
     /// Refused because the window was over, or the budget.
@@ -44,6 +48,8 @@ impl Coverage {
         Self {
             calls: self.calls + other.calls,
             users: self.users + other.users,
+            lent: self.lent + other.lent,
+            paid: self.paid + other.paid,
             refused: self.refused + other.refused,
             unanswered: self.unanswered + other.unanswered,
             over: self.over + other.over,
@@ -67,6 +73,24 @@ struct Spent {
     liable: u64,
     /// What it was told.
     said: u64,
+    /// So much credit its disk has told of when it was billed.
+    lent: u64,
+}
+
+/// What the ledger says of a life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Holds {
+    held: u64,
+    rights: u64,
+    granted: u64,
+    debt: u64,
+}
+
+impl Holds {
+    fn of(line: &Line) -> Self {
+        let rights = line.granted - line.returned;
+        Self { held: line.held(), rights, granted: line.granted, debt: line.debt() }
+    }
 }
 
 /// One window, or what an end user has of it.
@@ -79,13 +103,19 @@ struct Seen {
     /// The lowest.
     least: u64,
     held: u64,
+    rights: u64,
     granted: u64,
     current: bool,
-    /// What each life holds.
-    lines: BTreeMap<Incarnation, u64>,
+    /// What each node may spend beyond the limit.
+    overdraft: u64,
+    /// What all may.
+    credit: u64,
+    lines: BTreeMap<Incarnation, Holds>,
     /// By entries: what at least was free for anyone while it was applied, and from then on until the next.
     free: Vec<(u64, u64, u64)>,
     settled: BTreeSet<Incarnation>,
+    /// After the last entry.
+    book: Book,
     /// Its budget is closed, and end users are not accounted for any more.
     dropped: bool,
 }
@@ -115,9 +145,19 @@ pub struct Bills {
     /// The life that was billed for the first time of a window.
     newly: watch::Sender<Option<Incarnation>>,
     living: BTreeMap<Incarnation, Believes>,
+    /// Who lived each life.
+    nodes: BTreeMap<Incarnation, NodeId>,
+    members: u64,
+    /// Of each node, by the budget's name.
+    overdrafts: BTreeMap<String, u64>,
 }
 
 impl Bills {
+    /// Of a world of so many nodes.
+    pub fn new(members: u64, overdrafts: BTreeMap<String, u64>) -> Self {
+        Self { members, overdrafts, ..Self::default() }
+    }
+
     pub fn broken(&self) -> &[String] {
         &self.broken
     }
@@ -133,7 +173,13 @@ impl Bills {
     }
 
     /// A life may spend from now on.
-    pub fn begun(&mut self, life: Incarnation, believes: impl Fn(Place) -> Option<Lease> + Send + 'static) {
+    pub fn begun(
+        &mut self,
+        life: Incarnation,
+        node: NodeId,
+        believes: impl Fn(Place) -> Option<Lease> + Send + 'static,
+    ) {
+        self.nodes.insert(life, node);
         self.living.insert(life, Box::new(believes));
     }
 
@@ -153,23 +199,24 @@ impl Bills {
                 seen.dropped = true;
                 continue;
             }
-            if let Some(book) = accounts.book(*place) {
-                let current = current.contains(&place.of(UserId::NOBODY));
-                let spent = self.lines.range((*place, Incarnation::new(0))..=(*place, Incarnation::new(u64::MAX)));
-                let spent = spent.map(|((_, life), spent)| (*life, *spent)).collect();
-                let broken = seen.look(index, book, current, &spent, &mut self.coverage);
-                self.broken.extend(broken.into_iter().map(|why| format!("after entry {index}, {place:?}: {why}")));
+            let Some(book) = accounts.book(*place) else { continue };
+            let current = current.contains(&place.of(UserId::NOBODY));
+            // Each bill is looked at when it is made: where nothing was said there is nothing new.
+            if seen.book == *book && seen.current == current {
+                continue;
             }
+            let spent = self.lines.range((*place, Incarnation::new(0))..=(*place, Incarnation::new(u64::MAX)));
+            let spent = spent.map(|((_, life), spent)| (*life, *spent)).collect();
+            let mut broken = seen.look(index, book, current, &spent, &mut self.coverage);
             let believers = self.living.iter().filter_map(|(life, believes)| Some((*life, believes(*place)?)));
-            for (life, lease) in believers {
-                let broken = is_held(accounts, *place, life, &lease).err();
-                self.broken.extend(broken.map(|why| format!("after entry {index}, {place:?}: {why}")));
-            }
+            broken.extend(believers.filter_map(|(life, lease)| seen.is_held(life, &lease).err()));
+            self.broken.extend(broken.into_iter().map(|why| format!("after entry {index}, {place:?}: {why}")));
         }
         for place in self.places.keys().filter(|place| place.user == UserId::NOBODY) {
             let all = self.places.range(*place..Place::new(place.budget, place.window + 1));
-            let billed = all.map(|(_, seen)| seen.billed).sum();
-            self.broken.extend(recorded(*place, billed, accounts));
+            // What was spent on credit may never have been heard of while it was kept.
+            let spent = all.fold((0, 0), |(billed, credit), (_, seen)| (billed + seen.billed, credit + seen.credit));
+            self.broken.extend(recorded(*place, spent, accounts));
         }
     }
 
@@ -180,7 +227,11 @@ impl Bills {
             for (window, now) in account.windows() {
                 let place = Place::new(budget, window);
                 if let Entry::Vacant(entry) = self.places.entry(place) {
-                    entry.insert(Seen::new(now.book.limit(), now.book.limit(), true));
+                    let (limit, overdraft) = (now.book.limit(), self.overdrafts.get(&account.name).copied());
+                    let mut seen = Seen::new(limit, limit, true);
+                    seen.overdraft = overdraft.unwrap_or_default();
+                    seen.credit = seen.overdraft * self.members;
+                    entry.insert(seen);
                     self.coverage.rolls += u64::from(window > 0);
                     self.coverage.made += u64::from(window == 0);
                 }
@@ -196,7 +247,11 @@ impl Bills {
     /// An end user who is new has had all of what the limit was at any time.
     fn seen(&mut self, place: Place) -> &mut Seen {
         let window = self.places.get(&place.of(UserId::NOBODY));
-        let new = window.map_or_else(Seen::default, |window| Seen::new(window.limit, window.least, window.current));
+        let of = |window: &Seen| {
+            let new = Seen::new(window.limit, window.least, window.current);
+            Seen { overdraft: window.overdraft, credit: window.credit, ..new }
+        };
+        let new = window.map(of).unwrap_or_default();
         self.places.entry(place).or_insert(new)
     }
 
@@ -213,23 +268,48 @@ impl Bills {
         spent.liable += bound;
         self.coverage.users += u64::from(place.user != UserId::NOBODY);
         let liable = spent.liable;
+        let believes = self.living.get(&life).and_then(|believes| believes(place));
         let seen = self.seen(place);
         seen.billed += bill;
-        let over = within_budget(seen.billed, seen.most).err();
-        let held = seen.lines.get(&life).copied().unwrap_or_default();
+        let over = within_budget(seen.billed, seen.most + seen.credit).err();
+        let (known, overdraft) = (seen.lines.get(&life).copied(), seen.overdraft);
         // A life that is told to end is forgotten once it is settled.
-        let settled = seen.dropped || seen.settled.contains(&life) || !seen.lines.contains_key(&life);
-        self.broken.extend(over.map(|why| format!("{place:?}: {why}")));
-        if liable > held {
-            self.broken.push(format!("{place:?}: life {life} may be billed {liable}, and is known to hold {held}"));
+        let settled = seen.dropped || seen.settled.contains(&life) || known.is_none() && overdraft == 0;
+        let Holds { held, rights, .. } = known.unwrap_or_default();
+        let far = liable.max(believes.as_ref().map_or(0, Lease::busy));
+        let unheld = believes.and_then(|lease| seen.is_held(life, &lease).err());
+        let wanted = if overdraft > 0 && liable > held { liable.saturating_sub(rights) } else { 0 };
+        self.broken
+            .extend(over.into_iter().map(|why| why.to_string()).chain(unheld).map(|why| format!("{place:?}: {why}")));
+        let proved = proof(Mark { reach: far, lent: wanted });
+        let lent = proved.map_or(0, |mark| mark.lent);
+        if liable > held.max(rights + lent.min(overdraft)) {
+            let why = format!(
+                "life {life} may be billed {liable}, and is known to hold {held}, with {lent} of {overdraft} lent"
+            );
+            self.broken.push(format!("{place:?}: {why}"));
         }
-        let believes = self.living.get(&life).and_then(|believes| believes(place));
-        let far = liable.max(believes.map_or(0, |lease| lease.busy()));
-        let proved = proof(Mark::to(far));
         if proved.map_or(!settled, |mark| mark.reach < far) {
             self.broken
                 .push(format!("{place:?}: life {life} goes as far as {far}, and its disk would prove {proved:?}"));
         }
+        self.coverage.lent += u64::from(wanted > 0);
+        if let Some(spent) = self.lines.get_mut(&(place, life)) {
+            spent.lent = spent.lent.max(lent);
+        }
+        self.broken.extend(self.beyond(place, life).map(|why| format!("{place:?}: {why}")));
+    }
+
+    /// All lives of a node together overspend one overdraft.
+    fn beyond(&self, place: Place, life: Incarnation) -> Option<String> {
+        let (seen, node) = (self.places.get(&place)?, self.nodes.get(&life)?);
+        let lives = self.lines.range((place, Incarnation::new(0))..=(place, Incarnation::new(u64::MAX)));
+        let lives = lives.filter(|((_, life), _)| self.nodes.get(life) == Some(node));
+        let rights = |life| seen.lines.get(life).map_or(0, |holds| holds.rights);
+        let beyond: u64 = lives.map(|((_, life), spent)| spent.liable.saturating_sub(rights(life))).sum();
+        let (overdraft, dropped) = (seen.overdraft, seen.dropped);
+        (beyond > overdraft && !dropped)
+            .then(|| format!("node {node} has spent {beyond} that it had no rights to, of {overdraft}"))
     }
 
     /// The node was told what the call used.
@@ -242,7 +322,9 @@ impl Bills {
     /// An attempt that began when entry `since` was the last one anyone had applied was told that too little is left.
     pub fn refused(&mut self, place: Place, amount: u64, since: u64, told: &Standing) {
         self.coverage.refused += 1;
-        let least = self.seen(place).least_free(since);
+        let seen = self.seen(place);
+        // What was spent on credit, and nobody has heard of yet, is to be paid of it.
+        let least = seen.least_free(since).saturating_sub(seen.credit);
         if least >= amount {
             let why =
                 format!("{amount} were refused, and {least} were free all the time since entry {since}; told {told:?}");
@@ -276,6 +358,13 @@ impl Bills {
                 }
             }
         }
+        for ((place, life), spent) in &self.lines {
+            let dropped = self.places.get(place).is_none_or(|seen| seen.dropped);
+            let Some(book) = accounts.book(*place).filter(|_| !dropped) else { continue };
+            if spent.liable > 0 && book.line(*life).is_none() {
+                unrest.push(format!("{place:?}: nothing is known of life {life}, which had {spent:?}"));
+            }
+        }
         unrest
     }
 }
@@ -296,30 +385,45 @@ impl Seen {
         coverage: &mut Coverage,
     ) -> Vec<String> {
         let (limit, held) = (book.limit(), book.held());
-        let granted = book.lines().map(|(_, line)| line.granted).sum::<u64>();
+        let before = std::mem::take(&mut self.lines);
+        self.lines = book.lines().map(|(life, line)| (life, Holds::of(line))).collect();
+        let granted = self.lines.values().map(|line| line.granted).sum::<u64>();
+        let rights = self.lines.values().map(|line| line.rights).sum::<u64>();
         let mut broken = Vec::new();
         (self.most, self.least) = (self.most.max(limit), self.least.min(limit));
-        broken.extend(within_limit(book, self.most).err().map(|why| why.to_string()));
+        broken.extend(within_limit(book, self.most + self.credit).err().map(|why| why.to_string()));
         // A lowered limit: nothing more is granted until what is held is below it.
+        let most = self.rights.max(self.limit).max(limit);
+        broken.extend((rights > most).then(|| format!("rights to {rights} are granted, more than before, of {limit}")));
         let most = self.held.max(self.limit).max(limit);
-        broken.extend((held > most).then(|| format!("{held} are held, more than before, of {limit}")));
+        let lends = self.overdraft > 0;
+        broken.extend((held > most && !lends).then(|| format!("{held} are held, more than before, of {limit}")));
+        broken.extend(self.unpaid(&before, rights, limit));
         if !current && !self.current && granted > self.granted {
             broken.push(format!("it is over, and {granted} are granted of it, {} before", self.granted));
         }
-        self.lines = book.lines().map(|(life, line)| (life, line.held())).collect();
+        let settled = |life| book.line(life).is_some_and(|line| line.stage == Stage::Settled);
         for (life, spent) in spent {
-            let holds = self.lines.get(life).copied().unwrap_or_default();
-            if spent.liable > holds {
+            let Holds { held, rights, .. } = self.lines.get(life).copied().unwrap_or_default();
+            let lent = if settled(*life) { 0 } else { spent.lent.min(self.overdraft) };
+            if spent.liable > held.max(rights + lent) {
                 let Spent { billed, liable, .. } = spent;
-                broken.push(format!("life {life} was billed {billed}, may be billed {liable}, and holds {holds}"));
+                broken.push(format!(
+                    "life {life} was billed {billed}, may be billed {liable}, and holds {held}, lent {lent}"
+                ));
             }
         }
+        let pays = |(life, line): (&Incarnation, &Holds)| {
+            before.get(life).is_some_and(|before| before.debt > line.debt && line.granted > before.granted)
+        };
+        coverage.paid += self.lines.iter().filter(|line| pays(*line)).count() as u64;
         // Several commands may be one entry: between them no more was held than before and what they grant.
-        let between = self.held.saturating_add(granted.saturating_sub(self.granted));
+        let between = self.held.max(held).saturating_add(granted.saturating_sub(self.granted));
         let lowest = self.limit.min(limit).saturating_sub(between);
         let free = limit.saturating_sub(held);
         // Who waits for more than there is stands before others, who may be refused when they lose patience.
-        let waits = book.lines().any(|(_, line)| line.stage == Stage::Open && line.least > line.granted + free);
+        let waits =
+            book.lines().any(|(_, line)| line.stage == Stage::Open && line.least > line.granted + line.debt() + free);
         self.free.push(if waits { (index, 0, 0) } else { (index, lowest, free) });
         coverage.raised += u64::from(limit > self.limit);
         coverage.lowered += u64::from(limit < self.limit);
@@ -329,8 +433,35 @@ impl Seen {
                 coverage.burned += u64::from(line.burned() > 0);
             }
         }
-        (self.limit, self.held, self.granted, self.current) = (limit, held, granted, current);
+        (self.limit, self.held, self.rights) = (limit, held, rights);
+        (self.granted, self.current) = (granted, current);
+        self.book.clone_from(book);
         broken
+    }
+
+    /// Something is granted while what others spent on credit is beyond the limit.
+    fn unpaid(&self, before: &BTreeMap<Incarnation, Holds>, rights: u64, limit: u64) -> Option<String> {
+        let of = |life: &Incarnation| before.get(life).copied().unwrap_or_default();
+        // All the while it was applied.
+        let debt = |(life, line): (&Incarnation, &Holds)| line.debt.min(of(life).debt);
+        let debts: u64 = self.lines.iter().map(debt).sum();
+        let granted = self.lines.iter().filter(|(life, line)| line.granted > of(life).granted);
+        let counted = granted.map(|line| rights + debts - debt(line)).min()?;
+        (counted > limit.max(self.limit))
+            .then(|| format!("more is granted, and {debts} are to be paid of {limit} first"))
+    }
+
+    /// What a node believes to hold is counted as held: it learns of a grant when that is applied, and debits what it gives
+    /// back before it says so.
+    fn is_held(&self, life: Incarnation, believes: &Lease) -> Result<(), String> {
+        let held = self.lines.get(&life).map_or(0, |holds| holds.rights);
+        let over = self.book.line(life).is_some_and(|line| line.stage != Stage::Open);
+        let rights = believes.rights();
+        if over || self.dropped || rights <= held {
+            Ok(())
+        } else {
+            Err(format!("life {life} believes to hold {rights}, and holds {held}"))
+        }
     }
 
     /// What was free at every moment since entry `since` was the last.
@@ -342,21 +473,6 @@ impl Seen {
     }
 }
 
-/// What a node believes to hold is counted as held: it learns of a grant when that is applied, and debits what it gives back
-/// before it says so.
-fn is_held(accounts: &Accounts, place: Place, life: Incarnation, believes: &Lease) -> Result<(), String> {
-    let Some(book) = accounts.book(place) else { return Ok(()) };
-    let known = book.line(life);
-    let held = known.map_or(0, |line| line.granted - line.returned);
-    let over = known.is_some_and(|line| line.stage != Stage::Open);
-    let rights = believes.rights();
-    if over || rights <= held {
-        Ok(())
-    } else {
-        Err(format!("life {life} believes to hold {rights}, and holds {held}"))
-    }
-}
-
 /// Of a budget that is closed no end user is kept.
 fn is_closed(accounts: &Accounts, place: Place) -> bool {
     let named = accounts.get(place.budget).and_then(|account| accounts.named(&account.name));
@@ -364,23 +480,24 @@ fn is_closed(accounts: &Accounts, place: Place) -> bool {
 }
 
 /// A window of which only a record is left: it tells of all end users together.
-fn recorded(place: Place, billed: u64, accounts: &Accounts) -> Option<String> {
+fn recorded(place: Place, (billed, credit): (u64, u64), accounts: &Accounts) -> Option<String> {
     let record = accounts.get(place.budget)?.records().find(|record| record.window == place.window)?;
     let told = record.used + record.burned;
-    (billed > told).then(|| format!("{place:?}: {billed} were billed, and its record tells of {told}"))
+    (billed > told + credit).then(|| format!("{place:?}: {billed} were billed, and its record tells of {told}"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use cluster::id::NodeId;
     use cluster::ledger::accounts::{Declared, Roll};
     use cluster::ledger::book::Statement;
 
     use super::*;
 
     const LIFE: Incarnation = Incarnation::new(3);
+
+    const NODE: NodeId = NodeId::new(1);
 
     struct World {
         accounts: Accounts,
@@ -409,7 +526,7 @@ mod tests {
         }
 
         fn say(&mut self, said: Statement) {
-            self.accounts.state(self.place, LIFE, NodeId::new(1), said, false);
+            self.accounts.state(self.place, LIFE, NODE, said, false);
             self.apply();
         }
 
@@ -479,7 +596,7 @@ mod tests {
         lease.marked(Mark::to(6));
         let mut world = World::new();
         assert_eq!(lease.reserve(6), Ok(()));
-        world.bills.begun(LIFE, move |_place| Some(lease.clone()));
+        world.bills.begun(LIFE, NODE, move |_place| Some(lease.clone()));
         world.send(1, 1, 5);
         assert_eq!(world.broken(), 1, "more is set aside already");
     }
@@ -489,7 +606,7 @@ mod tests {
         let mut world = World::new();
         let mut lease = Lease::default();
         lease.grant(6);
-        world.bills.begun(LIFE, move |_place| Some(lease.clone()));
+        world.bills.begun(LIFE, NODE, move |_place| Some(lease.clone()));
         world.say(Statement { wants: 6, ..Statement::default() });
         assert_eq!(world.broken(), 0);
 
@@ -498,6 +615,75 @@ mod tests {
         world.bills.ended(LIFE);
         world.say(Statement { returned: 2, ..Statement::default() });
         assert_eq!(world.broken(), 1, "it is over");
+    }
+
+    /// Each node may spend three beyond ten, and there are two.
+    fn open() -> World {
+        let mut world = World::new();
+        world.bills = Bills::new(2, BTreeMap::from([("b".to_owned(), 3)]));
+        for (life, node) in [(3, 1), (4, 1), (5, 2)] {
+            world.bills.begun(Incarnation::new(life), NodeId::new(node), |_place| None);
+        }
+        world.apply();
+        world
+    }
+
+    #[test]
+    fn on_credit_a_node_goes_as_far_as_its_disk_knows_and_its_overdraft() {
+        let mut world = open();
+        let send = |world: &mut World, life, bound, lent| {
+            let sent = Sent { place: world.place, life: Incarnation::new(life), bound, bill: bound };
+            world.bills.billed(sent, |least| Some(Mark { lent, ..least }));
+            world.broken()
+        };
+        assert_eq!(send(&mut world, 3, 8, 3), 0, "six are granted");
+        assert_eq!(send(&mut world, 5, 3, 3), 0, "nobody has heard of it");
+        assert_eq!(send(&mut world, 4, 1, 3), 0, "the same node has one left");
+        assert_eq!(world.bills.coverage.lent, 3);
+        assert_eq!(send(&mut world, 4, 1, 3), 1, "and has it once");
+
+        let mut world = open();
+        assert_eq!(send(&mut world, 3, 8, 1), 1, "its disk knows of one");
+        let mut world = open();
+        assert_eq!(send(&mut world, 3, 10, 9), 2, "it has no more than three");
+    }
+
+    #[test]
+    fn what_is_granted_while_others_are_to_pay_is_found() {
+        let granted = |wants| {
+            let mut world = open();
+            let other = Incarnation::new(5);
+            let said = Statement { used: 2, ..Statement::default() };
+            world.accounts.state(world.place, other, NodeId::new(2), said, false);
+            world.apply();
+            let Some(before) = world.bills.places.get(&world.place).map(|seen| seen.lines.clone()) else { return None };
+            let mut seen = Seen { limit: 10, lines: before.clone(), ..Seen::default() };
+            let holds = seen.lines.get_mut(&LIFE)?;
+            (holds.granted, holds.rights) = (wants, wants);
+            seen.unpaid(&before, wants, 10)
+        };
+
+        assert_eq!(granted(8), None);
+        assert!(granted(9).is_some(), "two of ten are spent by who had no rights");
+    }
+
+    #[test]
+    fn each_end_user_has_the_limit_for_himself() {
+        let mut world = World::new();
+        world.accounts.align(&[Declared { name: "u".to_owned(), terms: String::new(), limit: 10, each: true }]);
+        let (budget, _) = world.accounts.named("u").unwrap();
+        world.place = Place::new(budget, 0);
+        world.roll(None);
+        let users = [UserId::NOBODY, UserId::of("anna"), UserId::of("ben")];
+        for user in users {
+            world.place = Place::new(budget, 0).of(user);
+            world.say(Statement { wants: 10, ..Statement::default() });
+            world.send(10, 10, 10);
+        }
+        assert_eq!(world.bills.broken(), [""; 0]);
+
+        world.send(0, 1, 10);
+        assert_eq!(world.broken(), 1);
     }
 
     #[test]

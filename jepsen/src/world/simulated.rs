@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actors::quota::escrow::Escrow;
+use actors::quota::escrow::{Escrow, Ledger};
 use actors::quota::shared::{Books, places};
 use cluster::clock::{Clock, Wall};
 use cluster::consensus::{Consensus, Ground, Kept, Observer, Place, Timing};
 use cluster::directory::Directory;
 use cluster::directory::key::KeyHash;
 use cluster::id::{Incarnation, NodeId};
+use cluster::ledger::accounts;
 use cluster::marks::Marks;
 use cluster::register::{Author, COMMAND_VERSION, MemberInfo, Register};
 use cluster::tasks::Tasks;
@@ -34,6 +35,7 @@ use super::pause::Pause;
 use super::proof::{MARKS, Proof};
 use crate::check::money::Bills;
 use crate::random::Random;
+use crate::spending::overdrafts;
 
 /// How old what a node serves by may be.
 pub const STALE_MAX: Duration = Duration::from_secs(5);
@@ -94,6 +96,11 @@ impl Life {
     /// Whether calls are taken.
     pub fn serves(&self) -> bool {
         self.lives() && self.state.begun.load(Ordering::Relaxed) && !self.state.stopping.load(Ordering::Relaxed)
+    }
+
+    /// What it takes the lives before it to have spent of a place on credit. `None`: it does not know.
+    pub fn debts(&self, place: accounts::Place) -> Option<u64> {
+        self.books.debts(place)
     }
 
     pub fn lives(&self) -> bool {
@@ -165,7 +172,8 @@ impl World {
         });
         let nodes = nodes.collect();
         let network = Network::new(random.fork());
-        Self { network, nodes, clock, agreement: Arc::default(), bills: Arc::default(), random }
+        let bills = Arc::new(Mutex::new(Bills::new(size as u64, overdrafts())));
+        Self { network, nodes, clock, agreement: Arc::default(), bills, random }
     }
 
     pub async fn start_all(&mut self) {
@@ -442,7 +450,7 @@ async fn starting(life: Life, bills: Arc<Mutex<Bills>>, mut random: Random) {
     };
     // A disk that fails has ended the process.
     if books.begin(incarnation).await.is_ok() {
-        bills.lock().begun(incarnation, move |place| escrow.lease(place));
+        bills.lock().begun(incarnation, node, move |place| escrow.lease(place));
         state.begun.store(true, Ordering::Relaxed);
         books.settle_lives().await;
     }
