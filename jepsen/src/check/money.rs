@@ -277,8 +277,10 @@ impl Bills {
         let settled = seen.dropped || seen.settled.contains(&life) || known.is_none() && overdraft == 0;
         let Holds { held, rights, .. } = known.unwrap_or_default();
         let far = liable.max(believes.as_ref().map_or(0, Lease::busy));
+        // What it gives back may be on its way: then it knows sooner than the ledger that it has no rights to this.
+        let debt = believes.as_ref().map_or(0, Lease::debt);
+        let wanted = if liable > held { debt.max(liable - rights) } else { debt };
         let unheld = believes.and_then(|lease| seen.is_held(life, &lease).err());
-        let wanted = if overdraft > 0 && liable > held { liable.saturating_sub(rights) } else { 0 };
         self.broken
             .extend(over.into_iter().map(|why| why.to_string()).chain(unheld).map(|why| format!("{place:?}: {why}")));
         let proved = proof(Mark { reach: far, lent: wanted });
@@ -289,9 +291,10 @@ impl Bills {
             );
             self.broken.push(format!("{place:?}: {why}"));
         }
-        if proved.map_or(!settled, |mark| mark.reach < far) {
-            self.broken
-                .push(format!("{place:?}: life {life} goes as far as {far}, and its disk would prove {proved:?}"));
+        if debt > overdraft || proved.map_or(!settled, |mark| mark.reach < far || mark.lent < debt) {
+            self.broken.push(format!(
+                "{place:?}: life {life} goes as far as {far}, {debt} on credit, and its disk would prove {proved:?}"
+            ));
         }
         self.coverage.lent += u64::from(wanted > 0);
         if let Some(spent) = self.lines.get_mut(&(place, life)) {
@@ -644,6 +647,13 @@ mod tests {
 
         let mut world = open();
         assert_eq!(send(&mut world, 3, 8, 1), 1, "its disk knows of one");
+        let mut world = open();
+        let mut lease = Lease::default();
+        lease.lend(3);
+        lease.marked(Mark { reach: 9, lent: 3 });
+        assert_eq!(lease.reserve(2), Ok(()));
+        world.bills.begun(LIFE, NODE, move |_place| Some(lease.clone()));
+        assert_eq!(send(&mut world, 3, 2, 1), 1, "it knows that it has no rights any more");
         let mut world = open();
         assert_eq!(send(&mut world, 3, 10, 9), 2, "it has no more than three");
     }
