@@ -18,8 +18,8 @@ const SOON: Duration = Duration::from_mins(1);
 /// Of an overdraft of nine.
 const SPENT: u64 = 5;
 
-/// Calls overtake each other in each of these in another way.
-const SEEDS: u64 = 12;
+/// In some of these a settlement is answered before it is applied where it came from.
+const SEEDS: u64 = 40;
 
 async fn made(life: &Life) {
     let spec = r#"{"limit":"4 requests","window":"total","on_no_quorum":"open","overdraft":"9 requests"}"#.to_owned();
@@ -47,7 +47,8 @@ async fn spent_on_credit(life: &Life, place: Place) {
     hold.settle(&[SPENT]);
 }
 
-async fn play(seed: u64) {
+/// What the next life knows of it, when it first knows anything.
+async fn play(seed: u64) -> u64 {
     let mut world = World::new(3, Random::new(seed));
     world.start_all().await;
     while world.leader().is_none() || !world.alive().into_iter().all(|number| world.life(number).unwrap().serves()) {
@@ -68,25 +69,28 @@ async fn play(seed: u64) {
     assert_eq!(life.debts(place), Some(0), "its own is no other's");
     world.crash(cut, true).await;
     world.network.heal();
-    world.network.delay(0, 200);
     world.start(cut).await;
 
     let life = world.life(cut).unwrap();
-    let known = loop {
+    loop {
         if let Some(debts) = life.debts(place) {
-            break debts;
+            return debts;
         }
         sleep(Duration::from_millis(1)).await;
-    };
-    assert!(known >= SPENT, "seed {seed}: {known} of {SPENT} are known");
+    }
 }
 
 #[test]
 fn a_life_is_lent_nothing_before_it_knows_what_the_one_before_it_spent_on_credit() {
+    let mut wrong = Vec::new();
     for seed in 0..SEEDS {
         cluster::consensus::types::seed_randomness(seed);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        assert!(runtime.block_on(async { timeout(SOON * 3, play(seed)).await }).is_ok(), "seed {seed} hung");
+        let known = runtime.block_on(async { timeout(SOON * 3, play(seed)).await }).unwrap();
         runtime.shutdown_background();
+        if known < SPENT {
+            wrong.push((seed, known));
+        }
     }
+    assert!(wrong.is_empty(), "less than {SPENT} is known with these seeds: {wrong:?}");
 }

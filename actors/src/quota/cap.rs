@@ -484,17 +484,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn on_credit_an_answer_is_capped_at_a_part_of_what_may_be_overspent() {
         let budget = Arc::new(Budget { overdraft: 40_000, ..Budget::clone(&budget(0, "100 tokens", Mode::Hard)) });
-        let (books, places) = Books::new(&[100]);
+        let (books, places) = Books::new(&[100, 100]);
         let (escrow, answers) = books.node(0);
         escrow.publish([(Arc::clone(&budget.name), (places[0], budget.limit.unit))].into_iter().collect());
         let node = Node { quota: Quota::with(escrow), budgets: vec![budget] };
         answers.store(false, Ordering::Relaxed);
 
-        let first = node.reserve(1, true).await.unwrap();
-        assert_eq!(first.cap(), Some(CAP_FLOOR), "that nobody answers is not known yet");
-        let second = node.reserve(1, true).await.unwrap();
+        // Another budget, of which nothing can be had meanwhile.
+        let other: Arc<[Demand]> = Arc::new([Demand { place: places[1], amount: 1, overdraft: 0 }]);
+        let until = now() + Duration::from_mins(1);
+        let unanswered = node.quota.escrow().unwrap().reserve(other, Patience::all(Duration::ZERO), until).await.err();
+        assert!(matches!(unanswered, Some(NotReserved::Unanswered { .. })), "{unanswered:?}");
 
-        let left = 40_000 - CAP_FLOOR - INPUT;
-        assert_eq!(second.cap(), Some((left - INPUT) / BESIDE));
+        assert_eq!(node.cap().await, Ok(Some((40_000 - INPUT) / BESIDE)));
     }
 }

@@ -623,7 +623,7 @@ mod tests {
     #[test]
     fn there_are_so_many_end_users_of_all_budgets_and_no_more() {
         let mut accounts = Accounts::default();
-        let names: Vec<String> = (0..USERS_ALL_MAX / USERS_MAX + 1).map(|number| format!("b{number}")).collect();
+        let names: Vec<String> = (0..=USERS_ALL_MAX / USERS_MAX).map(|number| format!("b{number}")).collect();
         let each = |name: &String| Declared { each: true, ..declared(name, "tokens day", 100) };
         accounts.align(&names.iter().map(each).collect::<Vec<_>>());
         let nobodies: Vec<Place> = names.iter().map(|name| rolled(&mut accounts, name)).collect();

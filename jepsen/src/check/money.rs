@@ -666,7 +666,7 @@ mod tests {
             let said = Statement { used: 2, ..Statement::default() };
             world.accounts.state(world.place, other, NodeId::new(2), said, false);
             world.apply();
-            let Some(before) = world.bills.places.get(&world.place).map(|seen| seen.lines.clone()) else { return None };
+            let before = world.bills.places.get(&world.place).map(|seen| seen.lines.clone())?;
             let mut seen = Seen { limit: 10, lines: before.clone(), ..Seen::default() };
             let holds = seen.lines.get_mut(&LIFE)?;
             (holds.granted, holds.rights) = (wants, wants);
