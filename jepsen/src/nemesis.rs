@@ -177,6 +177,7 @@ fn put_clock(world: &World, number: usize, random: &mut Random) {
 
 /// Starts whoever is down with a chance, so that the world does not stay dark.
 pub async fn restart_some(world: &mut World, random: &mut Random) {
+    world.end_failed().await;
     for number in 0..world.nodes.len() {
         if world.life(number).is_none() && random.percent(50) {
             world.start(number).await;
@@ -188,6 +189,7 @@ pub async fn restart_some(world: &mut World, random: &mut Random) {
 pub async fn heal(world: &mut World) {
     world.network.heal();
     world.go_on();
+    world.end_failed().await;
     for number in 0..world.nodes.len() {
         world.start(number).await;
     }

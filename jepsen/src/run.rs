@@ -48,6 +48,8 @@ pub struct Verdict {
     pub harms: BTreeMap<Harm, usize>,
     pub lost_calls: u64,
     pub blocked_calls: u64,
+    /// Processes that ended because their Raft gave up.
+    pub gave_up: usize,
     /// What spending came to.
     pub money: Coverage,
 }
@@ -241,6 +243,7 @@ impl Play {
         };
         let harm = world.network.harm();
         (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
+        verdict.gave_up = world.gave_up;
         if let Some((keys, revoked)) = settled {
             verdict.broken = durable::check(&self.history.events(), &keys, &revoked);
         } else {

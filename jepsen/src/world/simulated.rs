@@ -56,6 +56,8 @@ pub struct World {
     pub agreement: Arc<Agreement>,
     /// What was really spent.
     pub bills: Arc<Mutex<Bills>>,
+    /// Processes that ended because their Raft gave up.
+    pub gave_up: usize,
     random: Random,
 }
 
@@ -173,7 +175,7 @@ impl World {
         let nodes = nodes.collect();
         let network = Network::new(random.fork());
         let bills = Arc::new(Mutex::new(Bills::new(size as u64, overdrafts())));
-        Self { network, nodes, clock, agreement: Arc::default(), bills, random }
+        Self { network, nodes, clock, agreement: Arc::default(), bills, gave_up: 0, random }
     }
 
     pub async fn start_all(&mut self) {
@@ -246,6 +248,17 @@ impl World {
         life.state.stopping.store(true, Ordering::Relaxed);
         life.books.settle_last(&life.escrow).await;
         self.crash(number, false).await;
+    }
+
+    /// Processes whose Raft gave up: they end, as a node does then, and are to be started again.
+    pub async fn end_failed(&mut self) {
+        for number in 0..self.nodes.len() {
+            let failed = |life: Life| life.consensus.metrics().borrow().running_state.is_err();
+            if self.life(number).is_some_and(failed) {
+                self.crash(number, false).await;
+                self.gave_up += 1;
+            }
+        }
     }
 
     /// The process stands still, until all go on.
