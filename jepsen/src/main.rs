@@ -58,14 +58,15 @@ fn all(arguments: &Arguments) -> std::io::Result<bool> {
         let harms: Vec<String> = verdict.harms.iter().map(|(harm, count)| format!("{} {count}", harm.name())).collect();
         writeln!(
             out,
-            "seed {seed}: {} ok, {} failed, {} unknown, {} revoked; {}; {} calls lost, {} blocked",
+            "seed {seed}: {} ok, {} failed, {} unknown, {} revoked; {}; {} calls lost, {} blocked, {} gave up",
             verdict.ok,
             verdict.failed,
             verdict.unknown,
             verdict.revoked,
             harms.join(", "),
             verdict.lost_calls,
-            verdict.blocked_calls
+            verdict.blocked_calls,
+            verdict.gave_up
         )?;
         writeln!(out, "  {:?}", verdict.money)?;
         for broken in &verdict.broken {

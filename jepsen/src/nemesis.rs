@@ -1,5 +1,6 @@
 //! What breaks a world, a step at a time, and what it did.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::random::Random;
@@ -19,6 +20,8 @@ pub enum Harm {
     PowerCutEverywhere,
     /// Some nodes and the others do not hear each other.
     Partition,
+    /// A few nodes are cut off for so long that they go on on credit.
+    Minority,
     /// One node is heard by nobody, but hears all.
     OneWay,
     /// Calls get lost and overtake each other.
@@ -36,11 +39,30 @@ pub enum Harm {
 }
 
 impl Harm {
-    pub const ALL: [Self; 11] = [
+    /// How long it is let be, at least and at most.
+    pub const fn lasts(self) -> Range<u64> {
+        match self {
+            Self::Minority => 4_000..9_000,
+            Self::Kill
+            | Self::PowerCut
+            | Self::PowerCutEverywhere
+            | Self::Partition
+            | Self::OneWay
+            | Self::Loss
+            | Self::Stop
+            | Self::Pause
+            | Self::Clock
+            | Self::LeadersClock
+            | Self::Heal => 300..4_000,
+        }
+    }
+
+    pub const ALL: [Self; 12] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerCutEverywhere,
         Self::Partition,
+        Self::Minority,
         Self::OneWay,
         Self::Loss,
         Self::Stop,
@@ -56,6 +78,7 @@ impl Harm {
             Self::PowerCut => "power cut",
             Self::PowerCutEverywhere => "power cut everywhere",
             Self::Partition => "partition",
+            Self::Minority => "minority",
             Self::OneWay => "one-way partition",
             Self::Loss => "loss",
             Self::Stop => "stop",
@@ -98,8 +121,9 @@ pub async fn strike(world: &mut World, random: &mut Random) -> Harm {
                 world.crash(number, true).await;
             }
         }
-        Harm::Partition => {
-            let cut = 1 + random.below(ids.len().saturating_sub(1));
+        Harm::Partition | Harm::Minority => {
+            let most = if harm == Harm::Minority { ids.len() / 2 } else { ids.len().saturating_sub(1) };
+            let cut = 1 + random.below(most);
             let first = random.below(ids.len());
             let side = |number: usize| (number + ids.len() - first) % ids.len() < cut;
             for (a, from) in ids.iter().enumerate() {
@@ -153,6 +177,7 @@ fn put_clock(world: &World, number: usize, random: &mut Random) {
 
 /// Starts whoever is down with a chance, so that the world does not stay dark.
 pub async fn restart_some(world: &mut World, random: &mut Random) {
+    world.end_failed().await;
     for number in 0..world.nodes.len() {
         if world.life(number).is_none() && random.percent(50) {
             world.start(number).await;
@@ -164,6 +189,7 @@ pub async fn restart_some(world: &mut World, random: &mut Random) {
 pub async fn heal(world: &mut World) {
     world.network.heal();
     world.go_on();
+    world.end_failed().await;
     for number in 0..world.nodes.len() {
         world.start(number).await;
     }

@@ -48,6 +48,8 @@ pub struct Verdict {
     pub harms: BTreeMap<Harm, usize>,
     pub lost_calls: u64,
     pub blocked_calls: u64,
+    /// Processes that ended because their Raft gave up.
+    pub gave_up: usize,
     /// What spending came to.
     pub money: Coverage,
 }
@@ -56,7 +58,7 @@ pub struct Verdict {
 const CLIENTS: usize = 4;
 
 /// Clients that spend.
-const SPENDERS: usize = 8;
+const SPENDERS: usize = 10;
 
 /// Between two looks at whether a revoked key is served.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -131,7 +133,7 @@ impl Play {
         while wanted && Instant::now() < until {
             let harm = strike(&mut *self.world.write().await, &mut random).await;
             *harms.entry(harm).or_default() += 1;
-            sleep(random.milliseconds(300..4_000)).await;
+            sleep(random.milliseconds(harm.lasts())).await;
             self.world.read().await.go_on();
             restart_some(&mut *self.world.write().await, &mut random).await;
             if random.percent(40) {
@@ -241,6 +243,7 @@ impl Play {
         };
         let harm = world.network.harm();
         (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
+        verdict.gave_up = world.gave_up;
         if let Some((keys, revoked)) = settled {
             verdict.broken = durable::check(&self.history.events(), &keys, &revoked);
         } else {

@@ -4,7 +4,7 @@
 //! A call is billed when it is dispatched: after its reserve has returned, and only if the process still lives then. What
 //! was billed is kept outside of the world.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,22 +15,31 @@ use cluster::consensus::Consensus;
 use cluster::directory::budget::{Budget, Unit};
 use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Place, UserId};
+use cluster::ledger::book::Book;
 use cluster::register::{Act, Author, Expected, Kind, Reply};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::check::money::Bills;
+use crate::check::money::{Bills, Sent};
 use crate::history::Outcome;
 use crate::random::Random;
 use crate::world::simulated::{Life, World};
 
 /// What there is to spend. The operator makes all of them, and makes them again.
-pub const BUDGETS: [Kept; 4] = [
-    Kept { name: "total-usd", unit: Unit::NanoUsd, window: "total", limits: (40_000_000, 400_000_000) },
-    Kept { name: "total-requests", unit: Unit::Requests, window: "total", limits: (20, 300) },
-    Kept { name: "minute-usd", unit: Unit::NanoUsd, window: "minute", limits: (10_000_000, 150_000_000) },
-    Kept { name: "minute-requests", unit: Unit::Requests, window: "minute", limits: (3, 150) },
+pub const BUDGETS: [Kept; 9] = [
+    Kept { limits: (40_000_000, 400_000_000), ..Kept::new("total-usd", Unit::NanoUsd, "total") },
+    Kept { limits: (20, 300), ..Kept::new("total-requests", Unit::Requests, "total") },
+    Kept { limits: (5, 60), each: true, ..Kept::new("users-requests", Unit::Requests, "total") },
+    Kept { limits: (10_000_000, 150_000_000), ..Kept::new("minute-usd", Unit::NanoUsd, "minute") },
+    Kept { limits: (3, 150), ..Kept::new("minute-requests", Unit::Requests, "minute") },
+    Kept { limits: (4_000_000, 60_000_000), each: true, ..Kept::new("users-minute-usd", Unit::NanoUsd, "minute") },
+    Kept { limits: (8_000_000, 90_000_000), overdraft: 6_000_000, ..Kept::new("open-usd", Unit::NanoUsd, "total") },
+    Kept { limits: (3, 50), overdraft: 4, ..Kept::new("open-minute-requests", Unit::Requests, "minute") },
+    Kept { limits: (2, 15), overdraft: 3, each: true, ..Kept::new("open-users-requests", Unit::Requests, "total") },
 ];
+
+/// End users whom clients name.
+const USERS: [&str; 2] = ["anna", "ben"];
 
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
@@ -39,6 +48,35 @@ pub struct Kept {
     window: &'static str,
     /// From and below.
     limits: (u64, u64),
+    /// Every end user has the limit for himself.
+    each: bool,
+    /// What each node may spend beyond the limit where no majority can be asked.
+    overdraft: u64,
+}
+
+impl Kept {
+    const fn new(name: &'static str, unit: Unit, window: &'static str) -> Self {
+        Self { name, unit, window, limits: (0, 0), each: false, overdraft: 0 }
+    }
+
+    fn spec(&self, limit: u64) -> String {
+        let each = if self.each { r#","each":"end_user""# } else { "" };
+        let open = match self.overdraft {
+            0 => String::new(),
+            amount => format!(r#","on_no_quorum":"open","overdraft":"{}""#, self.unit.show(amount)),
+        };
+        format!(r#"{{"limit":"{}","window":"{}"{each}{open}}}"#, self.unit.show(limit.max(1)), self.window)
+    }
+}
+
+/// What each node may spend beyond the limit, by the budget's name.
+pub fn overdrafts() -> BTreeMap<String, u64> {
+    BUDGETS.map(|kept| (kept.name.to_owned(), kept.overdraft)).into()
+}
+
+/// Nobody, and those whom clients name.
+fn users() -> impl Iterator<Item = UserId> {
+    std::iter::once(UserId::NOBODY).chain(USERS.map(UserId::of))
 }
 
 /// Longest that a reserve may take: it doubts, then waits for the ledger; and the process may stand still meanwhile.
@@ -73,10 +111,11 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
     let Some(budgets) = names.map(find).collect::<Option<Vec<Arc<Budget>>>>() else {
         return (Outcome::Fail, "no such budget".to_owned());
     };
+    let user = users().nth(random.below(1 + USERS.len())).unwrap_or_default();
     let since = bills.lock().applied_to();
     let until = (Instant::now() + WITHIN).into_std();
     let find = |places: &Places| {
-        let place = |budget: &Arc<Budget>| places.of(budget, UserId::NOBODY);
+        let place = |budget: &Arc<Budget>| places.of(budget, user);
         budgets.iter().map(place).collect::<Option<Vec<Place>>>()
     };
     let places = match life.escrow.find(find, until).await {
@@ -88,7 +127,7 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
             Unit::Requests | Unit::Tokens => 1 + random.below(8) / 6,
             Unit::NanoUsd => 1 + random.below(NANOUSD_MAX),
         };
-        Part { unit: budget.limit.unit, demand: Demand { place, amount: amount as u64, overdraft: 0 } }
+        Part { unit: budget.limit.unit, demand: Demand { place, amount: amount as u64, overdraft: budget.overdraft } }
     };
     let parts: Vec<Part> = budgets.iter().zip(places).map(part).collect();
     let demands: Arc<[Demand]> = parts.iter().map(|part| part.demand).collect();
@@ -138,7 +177,8 @@ async fn dispatch(
     };
     let amounts: Vec<u64> = parts.iter().map(bill).collect();
     for (part, bill) in parts.iter().zip(&amounts) {
-        bills.lock().billed(part.demand.place, incarnation, part.demand.amount, *bill);
+        let Demand { place, amount, .. } = part.demand;
+        send(life, &mut bills.lock(), Sent { place, life: incarnation, bound: amount, bill: *bill });
     }
     sleep(if random.percent(70) { random.milliseconds(5..300) } else { random.milliseconds(300..4_000) }).await;
     if !life.lives() {
@@ -153,6 +193,10 @@ async fn dispatch(
     }
     hold.settle(&used);
     (Outcome::Ok, format!("billed {amounts:?}, settled {used:?}"))
+}
+
+fn send(life: &Life, bills: &mut Bills, sent: Sent) {
+    bills.billed(sent, |least| life.proof.of(sent.life, sent.place, least));
 }
 
 /// `since`: when it began to ask, where only the ledger may have refused it.
@@ -187,10 +231,7 @@ pub async fn change(consensus: &Consensus, name: Option<&str>, random: &mut Rand
         Some((version, known(register, kept.name)?.limit.amount))
     });
     let (kind, name, shape) = (Kind::Budgets, kept.name.to_owned(), None);
-    let put = |limit: u64, expected| {
-        let spec = format!(r#"{{"limit":"{}","window":"{}"}}"#, kept.unit.show(limit.max(1)), kept.window);
-        Act::Put { kind, name: name.clone(), spec, expected, shape }
-    };
+    let put = |limit: u64, expected| Act::Put { kind, name: name.clone(), spec: kept.spec(limit), expected, shape };
     let (least, most) = kept.limits;
     let act = match standing {
         None => put(least + random.draw() % (most - least), Expected::Absent),
@@ -234,7 +275,9 @@ pub async fn end(world: &World, random: &mut Random) -> Vec<String> {
         unrest.truncate(3);
         return vec![format!("the healed world did not come to rest within {REST_MAX:?}: {unrest:#?}")];
     }
-    let spends = BUDGETS.map(|kept| (kept, random.fork())).map(|(kept, random)| empty(world, kept, random));
+    let whose = |kept: &Kept| users().take(if kept.each { usize::MAX } else { 1 });
+    let all = BUDGETS.into_iter().flat_map(|kept| whose(&kept).map(move |user| (kept, user)));
+    let spends = all.map(|whose| empty(world, whose, random.fork()));
     futures_util::future::join_all(spends).await.into_iter().flatten().collect()
 }
 
@@ -250,21 +293,26 @@ async fn fresh(life: &Life) {
 }
 
 /// Spends what is left of a budget at two nodes, and asks a third for more.
-async fn empty(world: &World, kept: Kept, mut random: Random) -> Option<String> {
+async fn empty(world: &World, whose: (Kept, UserId), mut random: Random) -> Option<String> {
+    let name = whose.0.name;
     for _ in 0..TRIES {
-        match empty_now(world, kept, &mut random).await {
+        match empty_now(world, whose, &mut random).await {
             Ok(emptied) => {
                 world.bills.lock().coverage.emptied += u64::from(emptied);
                 return None;
             }
             Err((NotReserved::Refused(Refused::Over { .. }), _)) => {}
-            Err((error, what)) => return Some(format!("{}: {what}: {error}", kept.name)),
+            Err((error, what)) => return Some(format!("{name}: {what}: {error}")),
         }
     }
-    Some(format!("{}: its window ended again and again", kept.name))
+    Some(format!("{name}: its window ended again and again"))
 }
 
-async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<bool, (NotReserved, String)> {
+async fn empty_now(
+    world: &World,
+    (kept, user): (Kept, UserId),
+    random: &mut Random,
+) -> Result<bool, (NotReserved, String)> {
     let mut lives = Vec::new();
     for _ in 0..3 {
         lives.extend(world.life(random.below(world.nodes.len())));
@@ -276,7 +324,8 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
         life.consensus.read(|register| {
             let (budget, account) = register.accounts().named(kept.name)?;
             let (window, now) = account.current()?;
-            Some((Place::new(budget, window), account.limit().saturating_sub(now.book.held())))
+            let held = now.book(user).map_or(0, Book::held);
+            Some((Place::new(budget, window).of(user), account.limit().saturating_sub(held)))
         })
     });
     let Some((place, left)) = left else { return Ok(false) };
@@ -284,14 +333,14 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
         if amount == 0 {
             continue;
         }
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount, overdraft: 0 }]);
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount, overdraft: kept.overdraft }]);
         let until = (Instant::now() + WITHIN).into_std();
         let reserved = life.escrow.reserve(demands, Patience::all(DOUBT_MAX), until).await;
         match reserved {
             Ok(hold) => {
                 let incarnation = life.consensus.incarnation();
                 let mut bills = world.bills.lock();
-                bills.billed(place, incarnation, amount, amount);
+                send(life, &mut bills, Sent { place, life: incarnation, bound: amount, bill: amount });
                 bills.settled(place, incarnation, amount, amount);
                 drop(bills);
                 hold.settle(&[amount]);
@@ -300,8 +349,8 @@ async fn empty_now(world: &World, kept: Kept, random: &mut Random) -> Result<boo
                 // The last one asks for what is not there.
                 fresh(life).await;
                 let at_end = life.consensus.read(|register| {
-                    let window = register.accounts().window(place)?;
-                    Some((window.book.limit(), window.book.used() + window.book.burned()))
+                    let book = register.accounts().book(place)?;
+                    Some((book.limit(), book.used() + book.burned()))
                 });
                 match at_end {
                     Some((limit, spent)) if spent >= limit => return Ok(left > 0),

@@ -2,4 +2,5 @@
 
 pub mod network;
 pub mod pause;
+pub mod proof;
 pub mod simulated;

@@ -304,6 +304,7 @@ impl Bound {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use cluster::directory::budget::Period;
@@ -494,5 +495,24 @@ mod tests {
 
         assert!(matches!(refused, Err(QuotaError::Exceeded(_))), "{refused:?}");
         assert!(now() - began < super::super::held::DOUBT_MAX + Duration::from_secs(1), "{:?}", now() - began);
+    }
+
+    /// The ledger is silent, and the longest answer is more than there is on credit.
+    #[tokio::test(start_paused = true)]
+    async fn on_credit_an_answer_is_capped_at_a_part_of_what_may_be_overspent() {
+        let budget = Arc::new(Budget { overdraft: 40_000, ..Budget::clone(&budget(0, "100 tokens", Mode::Hard)) });
+        let (books, places) = Books::new(&[100, 100]);
+        let (escrow, answers) = books.node(0);
+        escrow.publish([(Arc::clone(&budget.name), (places[0], budget.limit.unit))].into_iter().collect());
+        let node = Node { quota: Quota::with(escrow), budgets: vec![budget] };
+        answers.store(false, Ordering::Relaxed);
+
+        // Another budget, of which nothing can be had meanwhile.
+        let other: Arc<[Demand]> = Arc::new([Demand { place: places[1], amount: 1, overdraft: 0 }]);
+        let until = now() + Duration::from_mins(1);
+        let unanswered = node.quota.escrow().unwrap().reserve(other, Patience::all(Duration::ZERO), until).await.err();
+        assert!(matches!(unanswered, Some(NotReserved::Unanswered { .. })), "{unanswered:?}");
+
+        assert_eq!(node.cap().await, Ok(Some((40_000 - INPUT) / BESIDE)));
     }
 }

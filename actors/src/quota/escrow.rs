@@ -334,7 +334,12 @@ impl Escrow {
             let _asked = tokio::time::timeout(every, self.0.say.notified()).await.is_ok();
             tokio::time::sleep_until(spoken + GATHER).await;
             let said_at = now();
-            let said = self.0.held.lock().statements(said_at, STATEMENTS_MAX);
+            let said = {
+                let places = self.0.places.borrow().clone();
+                let mut held = self.0.held.lock();
+                held.forget(|place| places.has(place.of(UserId::NOBODY)));
+                held.statements(said_at, STATEMENTS_MAX)
+            };
             if said.is_empty() {
                 continue;
             }

@@ -478,14 +478,21 @@ impl Held {
         self.serve(place);
     }
 
+    /// Forgets windows that are over and of which nothing is left to be said, but for those where somebody may still begin to
+    /// spend, as far as this node knows: he would be lent to as if nothing had been spent there, and what he spent would be
+    /// taken for that.
+    pub fn forget(&mut self, is_spent: impl Fn(Place) -> bool) {
+        if !self.closed {
+            self.spots.retain(|place, spot| !spot.is_done() || is_spent(*place));
+        }
+    }
+
     /// What is to be said to the ledger now, up to `most` of it; the rest is said the next time.
     pub fn statements(&mut self, now: Instant, most: usize) -> Vec<(Place, Statement)> {
         let mut said = Vec::new();
         if self.closed {
             return said;
         }
-        // Where nothing is left of a window that is over.
-        self.spots.retain(|_, spot| !spot.is_done());
         for (place, spot) in &mut self.spots {
             if said.len() == most {
                 break;
@@ -682,65 +689,4 @@ impl Spot {
 }
 
 #[cfg(test)]
-mod tests {
-    use cluster::ledger::accounts::BudgetId;
-    use tokio::sync::oneshot::error::TryRecvError;
-
-    use super::*;
-
-    /// The ledger heard it, its answer was lost, and who wanted it has left: the node must hear what it holds, and give it back.
-    #[test]
-    fn what_nobody_answered_is_said_again_though_nobody_waits_any_more() {
-        let place = Place::new(BudgetId(0), 0);
-        let began = tokio::time::Instant::now().into_std();
-        let at = |seconds| began + Duration::from_secs(seconds);
-        let mut held = Held::default();
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
-        let Ok(Reserved::Waits(answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), at(0)) else {
-            panic!("nothing is granted yet");
-        };
-        assert_eq!(held.statements(at(0), 9)[0].1.wants, 5);
-        drop(answer);
-        held.gone(&demands);
-
-        held.unanswered(&[place]);
-        let said = held.statements(at(2), 9);
-        assert_eq!(said.len(), 1, "it is said again");
-        let standing = Standing { granted: 5, limit: 100, held: 5, ..Standing::default() };
-        held.told(place, Told::Standing(standing), at(2), at(2));
-
-        assert_eq!(held.statements(at(4), 9), [], "it is known");
-        assert_eq!(held.statements(at(20), 9)[0].1.returned, 5, "nobody uses it");
-    }
-
-    /// What was granted for it went to an attempt of two budgets, say, that stood in the other one's line.
-    #[tokio::test(start_paused = true)]
-    async fn nobody_in_line_is_refused_what_the_ledger_says_is_free() {
-        let place = Place::new(BudgetId(0), 0);
-        let now = tokio::time::Instant::now().into_std();
-        let later = now + DOUBT_MAX;
-        let mut held = Held::default();
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
-        let mut wait = || match held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap() {
-            Reserved::Waits(answer, _todo) => answer,
-            Reserved::Taken(_todo) => panic!("nothing is granted yet"),
-        };
-        let (mut answer, mut second) = (wait(), wait());
-
-        let some = Standing { granted: 3, limit: 100, held: 3, ..Standing::default() };
-        held.told(place, Told::Standing(some), now, later);
-        assert_eq!((answer.try_recv(), second.try_recv()), (Err(TryRecvError::Empty), Err(TryRecvError::Empty)));
-        let less = Standing { held: 94, ..some };
-        held.told(place, Told::Standing(less), now, later);
-        assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
-        assert_eq!(
-            second.try_recv(),
-            Ok(Err(Refused::Exceeded { place, amount: 5, standing: less })),
-            "6 are free, and 3 here"
-        );
-
-        let nothing = Standing { held: 100, ..some };
-        held.told(place, Told::Standing(nothing), now, later);
-        assert_eq!(answer.try_recv(), Ok(Err(Refused::Exceeded { place, amount: 5, standing: nothing })));
-    }
-}
+mod tests;

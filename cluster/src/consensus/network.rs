@@ -157,3 +157,75 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 fn told<T: Serialize>(answer: &T) -> Result<Bytes, Refusal> {
     Ok(to_bytes(answer)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use openraft::Vote;
+    use openraft::storage::RaftLogStorage;
+    use storage::cell::Cells;
+    use storage::disk::simulated::SimulatedDisk;
+    use storage::log::{Log, LogOptions};
+
+    use super::super::log_store::LogStore;
+    use super::*;
+
+    /// Carries everything to somebody who says yes.
+    #[derive(Default)]
+    struct Yes(AtomicUsize);
+
+    impl Transport for Yes {
+        fn call(
+            &self,
+            _to: NodeId,
+            _lane: Lane,
+            _service: Service,
+            _body: Bytes,
+            _deadline: Duration,
+        ) -> BoxFuture<'static, Result<Bytes, CallError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let yes: Result<AppendEntriesResponse<NodeId>, RaftError<NodeId>> = Ok(AppendEntriesResponse::Success);
+            let answer = to_bytes(&yes).unwrap();
+            async move { Ok(answer) }.boxed()
+        }
+
+        fn call_address(
+            &self,
+            _address: &str,
+            _service: Service,
+            _body: Bytes,
+            deadline: Duration,
+        ) -> BoxFuture<'static, Result<(NodeId, Bytes), CallError>> {
+            async move { Err(CallError::Timeout { deadline }) }.boxed()
+        }
+    }
+
+    /// A leader that has voted for another since, and replicates on.
+    #[tokio::test]
+    async fn who_has_voted_for_another_sends_nothing_as_the_leader_it_was() {
+        let disk = SimulatedDisk::new().disk();
+        let folder = |name| disk.within(name).unwrap();
+        let log = Log::open(folder("log"), LogOptions { headroom_bytes: 0, ..LogOptions::default() }).unwrap();
+        let mut store = LogStore::new(log, Cells::open(folder("cells"), storage::fatal::aborting()).unwrap());
+        let (transport, here, there) = (Arc::new(Yes::default()), NodeId::new(1), NodeId::new(2));
+        let carried: Arc<dyn Transport> = transport.clone();
+        let place = Place { name: String::new(), address: String::new(), zone: None };
+        let mut member = Network::new(carried, store.voted()).new_client(there, &place).await;
+        let append = || AppendEntriesRequest {
+            vote: Vote::new_committed(3, here),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let option = || RPCOption::new(Duration::from_secs(1));
+
+        store.save_vote(&Vote::new_committed(3, here)).await.unwrap();
+        assert!(member.append_entries(append(), option()).await.is_ok());
+        store.save_vote(&Vote::new(4, there)).await.unwrap();
+        let refused = member.append_entries(append(), option()).await;
+
+        assert!(matches!(refused, Err(RPCError::Unreachable(_))), "{refused:?}");
+        assert_eq!(transport.0.load(Ordering::Relaxed), 1, "nobody hears of it");
+    }
+}

@@ -624,6 +624,37 @@ mod tests {
         assert_eq!(ask(&mut accounts, shared.of(UserId::of("x")), wants(1)), Told::Gone, "it is everyone's");
     }
 
+    /// Of all budgets together, each of which has room for more.
+    #[test]
+    fn there_are_so_many_end_users_of_all_budgets_and_no_more() {
+        let mut accounts = Accounts::default();
+        let names: Vec<String> = (0..=USERS_ALL_MAX / USERS_MAX).map(|number| format!("b{number}")).collect();
+        let each = |name: &String| Declared { each: true, ..declared(name, "tokens day", 100) };
+        accounts.align(&names.iter().map(each).collect::<Vec<_>>());
+        let nobodies: Vec<Place> = names.iter().map(|name| rolled(&mut accounts, name)).collect();
+        let (last, full) = nobodies.split_last().unwrap();
+        for nobody in full {
+            for number in 0..USERS_MAX {
+                let user = nobody.of(UserId::of(&number.to_string()));
+                assert!(matches!(ask(&mut accounts, user, wants(1)), Told::Standing(_)));
+            }
+        }
+
+        let new = last.of(UserId::of("new"));
+        assert_eq!(ask(&mut accounts, new, wants(1)), Told::Crowded);
+        assert!(matches!(ask(&mut accounts, *last, wants(1)), Told::Standing(_)), "who names nobody");
+        let known = full[0].of(UserId::of("7"));
+        assert!(matches!(ask(&mut accounts, known, wants(2)), Told::Standing(Standing { granted: 2, .. })));
+        ask(&mut accounts, new, Statement { used: 5, ..wants(0) });
+        assert_eq!(accounts.book(new).unwrap().held(), 5, "what was spent counts");
+        rolled(&mut accounts, "b0");
+        assert_eq!(
+            ask(&mut accounts, last.of(UserId::of("newer")), wants(1)),
+            Told::Crowded,
+            "that window is still kept"
+        );
+    }
+
     /// What a life spent on credit, the next has less of; and until it is known what that was, it has none.
     #[test]
     fn an_overdraft_is_one_for_all_lives_of_a_node() {

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actors::quota::escrow::Escrow;
+use actors::quota::escrow::{Escrow, Ledger};
 use actors::quota::shared::{Books, places};
 use cluster::clock::{Clock, Wall};
 use cluster::consensus::{Consensus, Ground, Kept, Observer, Place, Timing};
 use cluster::directory::Directory;
 use cluster::directory::key::KeyHash;
 use cluster::id::{Incarnation, NodeId};
+use cluster::ledger::accounts;
 use cluster::marks::Marks;
 use cluster::register::{Author, COMMAND_VERSION, MemberInfo, Register};
 use cluster::tasks::Tasks;
@@ -31,8 +32,10 @@ use tokio::sync::{Notify, watch};
 
 use super::network::Network;
 use super::pause::Pause;
+use super::proof::{MARKS, Proof};
 use crate::check::money::Bills;
 use crate::random::Random;
+use crate::spending::overdrafts;
 
 /// How old what a node serves by may be.
 pub const STALE_MAX: Duration = Duration::from_secs(5);
@@ -53,6 +56,8 @@ pub struct World {
     pub agreement: Arc<Agreement>,
     /// What was really spent.
     pub bills: Arc<Mutex<Bills>>,
+    /// Processes that ended because their Raft gave up.
+    pub gave_up: usize,
     random: Random,
 }
 
@@ -73,6 +78,7 @@ pub struct Life {
     pub view: Arc<Mutex<View>>,
     pub escrow: Escrow,
     pub pause: Pause,
+    pub proof: Proof,
     books: Books,
     state: Arc<State>,
     tasks: Tasks,
@@ -92,6 +98,11 @@ impl Life {
     /// Whether calls are taken.
     pub fn serves(&self) -> bool {
         self.lives() && self.state.begun.load(Ordering::Relaxed) && !self.state.stopping.load(Ordering::Relaxed)
+    }
+
+    /// What it takes the lives before it to have spent of a place on credit. `None`: it does not know.
+    pub fn debts(&self, place: accounts::Place) -> Option<u64> {
+        self.books.debts(place)
     }
 
     pub fn lives(&self) -> bool {
@@ -163,7 +174,8 @@ impl World {
         });
         let nodes = nodes.collect();
         let network = Network::new(random.fork());
-        Self { network, nodes, clock, agreement: Arc::default(), bills: Arc::default(), random }
+        let bills = Arc::new(Mutex::new(Bills::new(size as u64, overdrafts())));
+        Self { network, nodes, clock, agreement: Arc::default(), bills, gave_up: 0, random }
     }
 
     pub async fn start_all(&mut self) {
@@ -213,6 +225,7 @@ impl World {
         let node = &mut self.nodes[number];
         let Some(life) = node.life.take() else { return };
         life.state.ended.store(true, Ordering::Relaxed);
+        self.bills.lock().ended(life.consensus.incarnation());
         life.pause.end();
         self.network.unplug(node.id);
         if power {
@@ -235,6 +248,17 @@ impl World {
         life.state.stopping.store(true, Ordering::Relaxed);
         life.books.settle_last(&life.escrow).await;
         self.crash(number, false).await;
+    }
+
+    /// Processes whose Raft gave up: they end, as a node does then, and are to be started again.
+    pub async fn end_failed(&mut self) {
+        for number in 0..self.nodes.len() {
+            let failed = |life: Life| life.consensus.metrics().borrow().running_state.is_err();
+            if self.life(number).is_some_and(failed) {
+                self.crash(number, false).await;
+                self.gave_up += 1;
+            }
+        }
     }
 
     /// The process stands still, until all go on.
@@ -308,12 +332,12 @@ async fn begin(
     });
     let run = |name, part: BoxFuture<'static, ()>| tasks.spawn(name, pause.clone().hold(part));
     let mut open = |name: &str| {
-        let slow_percent = if name == "marks" { 15 } else { 0 };
+        let slow_percent = if name == MARKS { 15 } else { 0 };
         let (log, syncing) = open_log(folder(name)?, &fatal, slow_percent, random.fork())?;
         run("disk", syncing);
         Ok::<Log, String>(log)
     };
-    let (log, marks) = (open("log")?, open("marks")?);
+    let (log, marks) = (open("log")?, open(MARKS)?);
     let marks = Marks::open(marks).map_err(|error| words(&error))?;
     let cells = Cells::open(folder("cells")?, Arc::clone(&fatal)).map_err(|error| words(&error))?;
     let snapshots = Snapshots::open(folder("snapshots")?, fatal).map_err(|error| words(&error))?;
@@ -342,9 +366,17 @@ async fn begin(
     let view = Arc::<Mutex<View>>::default();
     let publishing = publishing(consensus.clone(), Arc::clone(&view), escrow.clone(), publish, random.fork());
     run("publishing", publishing.boxed());
-    run("starting", starting(consensus.clone(), books.clone(), Arc::clone(&state), random.fork()).boxed());
-    let life =
-        Life { consensus, view: Arc::clone(&view), escrow, pause: pause.clone(), books, state, tasks: tasks.clone() };
+    let life = Life {
+        consensus,
+        view: Arc::clone(&view),
+        escrow,
+        pause: pause.clone(),
+        proof: Proof::new(node.medium.clone()),
+        books,
+        state,
+        tasks: tasks.clone(),
+    };
+    run("starting", starting(life.clone(), Arc::clone(bills), random.fork()).boxed());
     let tell = move |until| view.lock().fresh_until = until;
     run("freshness", life.consensus.clone().keep_fresh(tell).boxed());
     Ok(life)
@@ -415,7 +447,8 @@ async fn publishing(
 }
 
 /// A life registers itself until it is heard. Then it settles those before it, and takes calls.
-async fn starting(consensus: Consensus, books: Books, state: Arc<State>, mut random: Random) {
+async fn starting(life: Life, bills: Arc<Mutex<Bills>>, mut random: Random) {
+    let Life { consensus, books, state, escrow, .. } = life;
     let node = consensus.me();
     let mut nonce = [0; 16];
     nonce[..8].copy_from_slice(&random.draw().to_le_bytes());
@@ -430,6 +463,7 @@ async fn starting(consensus: Consensus, books: Books, state: Arc<State>, mut ran
     };
     // A disk that fails has ended the process.
     if books.begin(incarnation).await.is_ok() {
+        bills.lock().begun(incarnation, node, move |place| escrow.lease(place));
         state.begun.store(true, Ordering::Relaxed);
         books.settle_lives().await;
     }

@@ -91,6 +91,22 @@ impl SimulatedDisk {
         medium.forget_unnamed();
     }
 
+    /// Another medium, of one directory of this one: all of it that is sure to be there whenever the power goes.
+    #[must_use]
+    pub fn synced(&self, path: &str) -> Self {
+        let medium = self.medium.lock();
+        let names = medium.directories.get(path).map(|directory| directory.durable.clone()).unwrap_or_default();
+        let content = |file: &u64| {
+            let durable = medium.files.get(file)?.durable.clone();
+            Some((*file, Content { cached: durable.clone(), durable, pending: Vec::new() }))
+        };
+        let files = names.values().filter_map(content).collect();
+        let directory = Directory { cached: names.clone(), durable: names, pending: Vec::new() };
+        let directories = BTreeMap::from([(path.to_owned(), directory)]);
+        let copy = Medium { files, directories, file_next: medium.file_next, ..Medium::default() };
+        Self { medium: Arc::new(Mutex::new(copy)) }
+    }
+
     /// The process ends and the machine stays: nothing written is lost, every handle is.
     pub fn kill(&self) {
         self.medium.lock().life += 1;
@@ -474,6 +490,24 @@ mod tests {
             .collect();
 
         assert!(found.contains(&true) && found.contains(&false));
+    }
+
+    #[test]
+    fn what_was_not_synced_is_not_in_what_is_sure_to_stay() {
+        let machine = SimulatedDisk::new();
+        let disk = machine.disk().within("here").unwrap();
+        let mut file = disk.create("a").unwrap();
+        file.append(b"kept").unwrap();
+        file.sync().unwrap();
+        let read = |name: &str| machine.synced("here").disk().within("here").unwrap().read_all(name).ok();
+        assert_eq!(read("a"), None, "its name may be lost");
+
+        disk.sync_directory().unwrap();
+        file.append(b"lost").unwrap();
+        disk.create("b").unwrap();
+
+        assert_eq!((read("a"), read("b")), (Some(b"kept".to_vec()), None));
+        assert_eq!(disk.read_all("a").unwrap(), b"keptlost", "a look changes nothing");
     }
 
     #[test]

@@ -398,3 +398,43 @@ async fn who_leaves_the_line_takes_nothing_along() {
 
     assert_eq!(escrow.lease(places[0]).unwrap().busy(), 20);
 }
+
+/// Each time costs an entry of the log: what many ask for within a moment is asked for together.
+#[tokio::test(start_paused = true)]
+async fn what_is_said_within_a_moment_is_said_together() {
+    const ATTEMPTS: u32 = 150;
+
+    struct Counted(Node, Arc<AtomicU64>);
+
+    impl Ledger for Counted {
+        fn say(&self, said: Vec<(Place, Statement)>) -> BoxFuture<'static, Result<Vec<Told>, String>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.say(said)
+        }
+
+        fn debts(&self, place: Place) -> Option<u64> {
+            self.0.debts(place)
+        }
+    }
+
+    let (books, places) = Books::new(&vec![10; ATTEMPTS as usize]);
+    let said = Arc::new(AtomicU64::new(0));
+    let node = Node { books: books.clone(), number: 0, answers: Arc::new(AtomicBool::new(true)) };
+    let (escrow, says, marking) = Escrow::new(Arc::new(Counted(node, Arc::clone(&said))), Arc::new(Disk::default()));
+    let mut loops = JoinSet::new();
+    loops.spawn(says);
+    loops.spawn(marking);
+    let mut attempts = JoinSet::new();
+    let began = now();
+
+    for place in places {
+        let escrow = escrow.clone();
+        attempts.spawn(async move { escrow.reserve(demand(place, 1), long(), soon()).await.unwrap().settle(&[1]) });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    attempts.join_all().await;
+
+    let times = u64::try_from((now() - began).as_millis() / GATHER.as_millis()).unwrap() + 1;
+    let said = said.load(Ordering::Relaxed);
+    assert!(said <= times && said > 1, "{said} times, and {times} would do");
+}
