@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use actors::quota::escrow::{Escrow, Ledger, Marks, NotReserved};
+use actors::quota::escrow::{Escrow, Ledger, Marks, NotReserved, Now};
 use actors::quota::held::{DOUBT_MAX, Demand, Patience};
 use actors::quota::{Account, Bound, Payer, Quota, Waits};
 use cluster::directory::budget::{Budget, Mode, Period, Unit};
@@ -116,8 +116,8 @@ fn world(limits: &[u64], nodes: u64) -> (Books, Vec<Place>, Vec<Escrow>) {
         loops.spawn(says);
         loops.spawn(marking);
         loops.detach_all();
-        let named =
-            places.iter().enumerate().map(|(number, place)| (format!("b{number}").into(), (*place, Unit::Tokens)));
+        let now = |place: &Place| Now { place: *place, unit: Unit::Tokens, ends: None };
+        let named = places.iter().enumerate().map(|(number, place)| (format!("b{number}").into(), now(place)));
         escrow.publish(named.collect());
         escrow
     };

@@ -648,7 +648,7 @@ mod tests {
             }
             failure.message()
         };
-        let month = Some(Ends::At(Duration::from_secs(1_796_083_200)));
+        let month = Some(Ends::At(Duration::from_hours(498_912)));
 
         assert_eq!(
             told("$50", Period::Month, false, 400_000_000, month),
