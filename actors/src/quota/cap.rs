@@ -503,7 +503,8 @@ mod tests {
         let budget = Arc::new(Budget { overdraft: 40_000, ..Budget::clone(&budget(0, "100 tokens", Mode::Hard)) });
         let (books, places) = Books::new(&[100, 100]);
         let (escrow, answers) = books.node(0);
-        escrow.publish([(Arc::clone(&budget.name), (places[0], budget.limit.unit))].into_iter().collect());
+        let held = Now { place: places[0], unit: budget.limit.unit, ends: None };
+        escrow.publish([(Arc::clone(&budget.name), held)].into_iter().collect());
         let node = Node { quota: Quota::with(escrow), budgets: vec![budget] };
         answers.store(false, Ordering::Relaxed);
 

@@ -623,12 +623,12 @@ impl Spot {
         if !self.line.is_empty() {
             return Todo { say: true, mark: self.lease.ready() < self.lease.room() };
         }
-        let pace = self.pace.ahead(now);
-        let ahead = self.wanted_ahead(false, pace);
+        let ahead = self.pace.ahead(now);
+        let wanted = self.wanted_ahead(false, ahead);
         // What was asked for already need not be asked for again at once.
-        let more = || self.lease.statement(ahead.saturating_sub(self.lease.idle()), 0).wants;
-        let say = ahead > 0 && more() > self.said.unwrap_or_default().wants;
-        Todo { say, mark: !self.marking && self.is_short(place, pace) }
+        let wants = || self.lease.statement(wanted.saturating_sub(self.lease.idle()), 0).wants;
+        let say = wanted > 0 && wants() > self.said.unwrap_or_default().wants;
+        Todo { say, mark: !self.marking && self.is_short(place, ahead) }
     }
 
     /// What a mark is to leave room for; `ahead` as [`Pace::ahead`] says.

@@ -27,7 +27,7 @@ pub enum ApiError {
     /// Whether there is such a budget he does not learn.
     #[error(
         "your roles are limited to some tenants; none of them, and no team or key of theirs, names the budget `{budget}`: only \
-         who administers everything puts something of theirs under it"
+         whose roles are not limited puts something of theirs under it"
     )]
     ForeignBudget { budget: String },
     #[error("what was sent is not right")]
