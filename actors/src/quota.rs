@@ -88,6 +88,8 @@ pub struct Exceeded {
     pub budget: Arc<Budget>,
     /// As the ledger says it; in the budget's unit.
     pub limit: u64,
+    /// Neither spent nor burned, whoever holds it, as the ledger said it; in the budget's unit.
+    pub left: u64,
     /// What the attempt may have come to, with as short an answer as it could be capped to; in the budget's unit.
     pub needed: u64,
     /// `None`: the window is over already.
@@ -173,8 +175,9 @@ fn unreserved(error: &NotReserved, demands: &[Demand], budgets: &[Arc<Budget>], 
         NotReserved::Refused(Refused::Exceeded { place, amount, standing }) => {
             let Some((_, budget)) = named(place) else { return QuotaError::Full };
             let ends = escrow.ends(budget, *place);
+            let left = standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned);
             let (budget, limit, needed) = (Arc::clone(budget), standing.limit, *amount);
-            QuotaError::Exceeded(Box::new(Exceeded { budget, limit, needed, ends }))
+            QuotaError::Exceeded(Box::new(Exceeded { budget, limit, left, needed, ends }))
         }
         NotReserved::Refused(Refused::Crowded { place }) => match named(place) {
             Some((_, budget)) => QuotaError::Crowded { budget: Arc::clone(&budget.name) },

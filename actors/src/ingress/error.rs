@@ -529,7 +529,7 @@ mod words {
         let window = match period {
             Period::Total => "in total".to_owned(),
             Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month => {
-                format!("a {}", period.name())
+                format!("{} {}", if *period == Period::Hour { "an" } else { "a" }, period.name())
             }
         };
         let each = if *each { " for each end user" } else { "" };
@@ -545,17 +545,29 @@ mod words {
 
     pub fn exceeded(exceeded: &Exceeded) -> String {
         let Budget { name, limit, period, .. } = &*exceeded.budget;
-        let may_fit = match (limit.unit, period) {
-            (Unit::Requests, Period::Total) => "its limit would have to be raised",
-            (Unit::Requests, _) => "its next window has room again",
-            (Unit::NanoUsd | Unit::Tokens, Period::Total) => "a shorter answer (`max_tokens`) may fit",
-            (Unit::NanoUsd | Unit::Tokens, _) => "a shorter answer (`max_tokens`) may fit, or its next window",
+        let (terms, needed, left) = (terms(exceeded), limit.unit.show(exceeded.needed), limit.unit.show(exceeded.left));
+        let has = if exceeded.left == 0 {
+            format!("the budget `{name}` ({terms}) is used up")
+        } else if exceeded.left < exceeded.needed {
+            format!("the budget `{name}` ({terms}) has {left} left, and this request may cost {needed}")
+        } else {
+            format!(
+                "the budget `{name}` ({terms}) has {left} left, which calls under way hold; this one may cost {needed}"
+            )
         };
-        let needed = limit.unit.show(exceeded.needed);
-        format!(
-            "less is left of the budget `{name}` ({}) than this request may cost ({needed}); {may_fit}",
-            terms(exceeded)
-        )
+        let shorter = match limit.unit {
+            Unit::NanoUsd | Unit::Tokens if exceeded.left == 0 => "",
+            Unit::NanoUsd | Unit::Tokens if *period == Period::Total => "ask for a shorter answer (`max_tokens`), or ",
+            Unit::NanoUsd | Unit::Tokens => "ask for a shorter answer (`max_tokens`), ",
+            Unit::Requests => "",
+        };
+        let later = match period {
+            Period::Total => "",
+            Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month => {
+                "wait for the next window, or "
+            }
+        };
+        format!("{has}; {shorter}{later}have the limit raised")
     }
 
     pub fn unknown(budget: &str) -> String {
@@ -632,12 +644,13 @@ mod tests {
     /// Which budget, how much, and when there is more: nobody but the operator can ask for that.
     #[test]
     fn who_is_over_a_budget_is_told_of_it() {
-        let told = |limit: &str, period, each, needed, ends| {
+        let told = |limit: &str, period, each, (left, needed), ends| {
             let limit: Amount = limit.parse().unwrap();
             let budget =
                 BudgetSpec { limit: Some(LimitText(limit.to_string())), window: Some(period), ..BudgetSpec::default() };
             let budget = Arc::new(Budget { each, ..budget.read("b").unwrap() });
-            let failure = Failure::BudgetExceeded(Box::new(Exceeded { budget, limit: limit.amount, needed, ends }));
+            let failure =
+                Failure::BudgetExceeded(Box::new(Exceeded { budget, limit: limit.amount, left, needed, ends }));
             for dialect in [Dialect::OpenAiChat, Dialect::AnthropicMessages] {
                 let answer = failure.answer(dialect, "r", false);
                 assert_eq!(
@@ -651,19 +664,20 @@ mod tests {
         let month = Some(Ends::At(Duration::from_hours(498_912)));
 
         assert_eq!(
-            told("$50", Period::Month, false, 400_000_000, month),
-            "less is left of the budget `b` ($50 a month, resets 2026-12-01T00:00:00Z) than this request may cost ($0.4); a \
-             shorter answer (`max_tokens`) may fit, or its next window"
+            told("$50", Period::Month, false, (200_000_000, 400_000_000), month),
+            "the budget `b` ($50 a month, resets 2026-12-01T00:00:00Z) has $0.2 left, and this request may cost $0.4; ask for \
+             a shorter answer (`max_tokens`), wait for the next window, or have the limit raised"
         );
         assert_eq!(
-            told("9 tokens", Period::Total, true, 10, Some(Ends::Never)),
-            "less is left of the budget `b` (9 tokens in total for each end user, resets never) than this request may cost \
-             (10 tokens); a shorter answer (`max_tokens`) may fit"
+            told("9 tokens", Period::Total, true, (10, 10), Some(Ends::Never)),
+            "the budget `b` (9 tokens in total for each end user, resets never) has 10 tokens left, which calls under way \
+             hold; this one may cost 10 tokens; ask for a shorter answer (`max_tokens`), or have the limit raised"
         );
-        let requests = told("9 requests", Period::Hour, false, 1, None);
-        assert!(requests.contains("(9 requests a hour) than") && requests.ends_with("its next window has room again"));
-        assert!(told("9 requests", Period::Total, false, 1, None).ends_with("would have to be raised"));
-        assert!(told("$1", Period::Day, false, 1, Some(Ends::At(Duration::MAX))).contains("resets 9999-12-31"));
+        assert_eq!(
+            told("9 requests", Period::Hour, false, (0, 1), None),
+            "the budget `b` (9 requests an hour) is used up; wait for the next window, or have the limit raised"
+        );
+        assert!(told("$1", Period::Day, false, (0, 1), Some(Ends::At(Duration::MAX))).contains("resets 9999-12-31"));
     }
 
     #[test]

@@ -151,17 +151,23 @@ impl Asked<'_> {
                 taken => return Ok((taken?, Some(each))),
             }
         }
-        match self.reserve(self.bound.capped(floor), Patience::all(doubt())).await {
-            Err(Denied::Because(exceeded @ QuotaError::Exceeded(_))) => {
-                let each = self.affordable().await?;
-                if each < CAP_LEAST.min(floor) || self.would_have(floor).await? {
-                    return Err(exceeded.into());
-                }
-                let taken = self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await;
-                Ok((taken?, Some(each)))
+        let mut each = floor;
+        // Each «no» tells what the budgets have by then, whoever holds it: where that is less, it is waited for in turn.
+        for _ in 0..TRIES {
+            let exceeded = match self.reserve(self.bound.capped(each), Patience::all(doubt())).await {
+                Err(Denied::Because(exceeded @ QuotaError::Exceeded(_))) => exceeded,
+                taken => return Ok((taken?, Some(each))),
+            };
+            let attainable = self.attainable().await?;
+            // Either nothing under way can leave enough, or it was waited for in vain.
+            if attainable < CAP_LEAST.min(floor) || attainable >= each {
+                return Err(exceeded.into());
             }
-            taken => Ok((taken?, Some(floor))),
+            each = attainable;
         }
+        let each = self.affordable().await?;
+        let each = each.max(CAP_LEAST.min(floor));
+        Ok((self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await?, Some(each)))
     }
 
     /// Where the ledger is silent, what there is on credit counts as room.
@@ -191,13 +197,6 @@ impl Asked<'_> {
         Ok(parts.zip(self.at_most(most)).all(|(part, most)| part <= most))
     }
 
-    /// Whether the budgets themselves have as much: only calls under way are in the way.
-    async fn would_have(&self, each: u64) -> Result<bool, QuotaError> {
-        let amounts = self.amounts(self.bound.capped(each))?;
-        let most = self.escrow.most(&self.places().await?);
-        Ok(amounts.into_iter().zip(self.at_most(&most)).all(|(amount, most)| amount <= most))
-    }
-
     /// What each budget has that is neither spent nor burned: where nobody has said, its limit.
     fn at_most(&self, most: &[Option<u64>]) -> impl Iterator<Item = u64> {
         let limits = self.budgets.iter().map(|budget| budget.limit.amount);
@@ -220,10 +219,20 @@ impl Asked<'_> {
 
     /// The longest answers that all the budgets seem to have room for.
     async fn affordable(&self) -> Result<u64, QuotaError> {
-        let left = self.escrow.left(&self.places().await?);
+        self.longest_in(&self.escrow.left(&self.places().await?))
+    }
+
+    /// The longest answers that all the budgets would have room for if nobody used what he holds.
+    async fn attainable(&self) -> Result<u64, QuotaError> {
+        let most = self.escrow.most(&self.places().await?);
+        self.longest_in(&self.at_most(&most).collect::<Each<u64>>())
+    }
+
+    /// The longest answers for which each budget has so much `left`.
+    fn longest_in(&self, left: &[u64]) -> Result<u64, QuotaError> {
         let fits = |each: u64| {
             let amounts = self.amounts(self.bound.capped(each))?;
-            Ok(amounts.iter().zip(&left).all(|(amount, left)| amount <= left))
+            Ok(amounts.iter().zip(left).all(|(amount, left)| amount <= left))
         };
         let (mut fit, mut beyond) = (0, self.longest().saturating_add(1));
         while beyond - fit > 1 {
@@ -402,6 +411,34 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
 
         assert_eq!(nodes[1].cap().await, Ok(None));
+    }
+
+    /// The budget has less than an answer of the floor's length: what is left of it is had by whoever asks, wherever it is.
+    #[tokio::test(start_paused = true)]
+    async fn the_last_of_a_budget_is_called_back_from_who_does_not_use_it() {
+        let nodes = nodes(3, &[(&format!("{} tokens", CAP_FLOOR), Mode::Hard)]);
+        let mut left = CAP_FLOOR;
+        for number in 0..9 {
+            let reservation = nodes[number % 3].reserve(1, true).await.unwrap();
+            assert_eq!(reservation.cap(), Some(left - INPUT), "call {number}");
+            reservation.dispatch().settle(used(100));
+            left -= INPUT + 100;
+        }
+    }
+
+    /// One at a time may have all that is left.
+    #[tokio::test(start_paused = true)]
+    async fn the_last_of_a_budget_is_waited_for_while_a_call_under_way_has_it() {
+        let nodes = nodes(2, &[(&format!("{} tokens", CAP_FLOOR), Mode::Hard)]);
+        let first = nodes[0].reserve(1, true).await.unwrap().dispatch();
+        let ends = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            first.settle(used(100));
+        };
+
+        let (second, third, _bill) = tokio::join!(nodes[0].cap(), nodes[1].cap(), ends);
+
+        assert!(matches!((&second, &third), (Ok(Some(_)), Ok(Some(_)))), "{second:?}, {third:?}");
     }
 
     #[tokio::test(start_paused = true)]

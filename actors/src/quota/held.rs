@@ -28,6 +28,9 @@ const HORIZON: Duration = Duration::from_secs(5);
 /// each costs a write to the disk.
 const MARKS_AHEAD: u64 = 4;
 
+/// What is burned for the sake of speed is no more than this part of what a budget has left.
+const SMALL_PART: u64 = 16;
+
 /// Rights nobody used so long are given back.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
@@ -114,10 +117,14 @@ struct Spot {
     marking: bool,
 }
 
+/// Within so short a time a rate does not fade.
+const FADES_EVERY: Duration = Duration::from_millis(1);
+
 /// How fast a budget is used, and in what pieces. An estimate: nothing that must hold hangs on it.
 #[derive(Default)]
 struct Pace {
     per_second: f64,
+    /// Until when it has faded.
     at: Option<Instant>,
     largest: u64,
 }
@@ -125,11 +132,13 @@ struct Pace {
 impl Pace {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     fn note(&mut self, amount: u64, now: Instant) {
-        let seconds = HORIZON.as_secs_f64();
-        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        self.per_second = self.per_second * faded(passed) + amount as f64 / seconds;
+        let passed = self.at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
+        if passed >= FADES_EVERY {
+            self.per_second *= faded(passed);
+            self.at = Some(now);
+        }
+        self.per_second += amount as f64 / HORIZON.as_secs_f64();
         self.largest = amount.max(self.largest - self.largest / 64);
-        self.at = self.at.max(Some(now));
     }
 
     /// What the next seconds may take.
@@ -140,19 +149,14 @@ impl Pace {
         if passed > IDLE_MAX {
             return 0;
         }
-        ((self.per_second * faded(passed) * HORIZON.as_secs_f64()) as u64)
-            .saturating_add(self.largest.saturating_mul(2))
+        let per_second = if passed < FADES_EVERY { self.per_second } else { self.per_second * faded(passed) };
+        ((per_second * HORIZON.as_secs_f64()) as u64).saturating_add(self.largest.saturating_mul(2))
     }
 }
 
 /// What is left of each part of a rate after so long.
 fn faded(passed: Duration) -> f64 {
-    if passed.is_zero() {
-        return 1.0;
-    }
-    let part = passed.as_secs_f64() / HORIZON.as_secs_f64();
-    // So close to the exponential that nobody could tell, at a tenth of its cost.
-    if passed < Duration::from_millis(5) { 1.0 - part } else { (-part).exp() }
+    (-passed.as_secs_f64() / HORIZON.as_secs_f64()).exp()
 }
 
 impl Spot {
@@ -631,10 +635,13 @@ impl Spot {
         Todo { say, mark: !self.marking && self.is_short(place, ahead) }
     }
 
-    /// What a mark is to leave room for; `ahead` as [`Pace::ahead`] says.
+    /// What a mark is to leave room for; `ahead` as [`Pace::ahead`] says. A process that is killed burns it: two of the
+    /// largest calls only where that is a small part of what is left.
     fn chunk(&self, place: Place, ahead: u64) -> u64 {
         let first = self.first(place).unwrap_or_default();
-        (ahead / MARKS_AHEAD).max(self.pace.largest.saturating_mul(2)).max(first)
+        let left = self.standing.as_ref().map_or(0, unused);
+        let two = self.pace.largest.saturating_mul(2).min(left / SMALL_PART);
+        (ahead / MARKS_AHEAD).max(self.pace.largest).max(two).max(first)
     }
 
     /// Whether the disk has to hear of more before it is needed.

@@ -50,6 +50,10 @@ pub struct BudgetStanding {
     pub settled: u64,
     /// Granted to nodes that live, and not reported as used: for calls under way and calls to come.
     pub leased: u64,
+    /// Of what is leased, what calls under way have set aside on the node that was asked. Left out in a list, and for a
+    /// window that was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_here: Option<u64>,
     /// Held by processes that have ended, and not proved unspent.
     pub burned: u64,
     /// Nobody holds it.
@@ -226,6 +230,7 @@ impl BudgetStanding {
             ends: None,
             settled: 0,
             leased: 0,
+            reserved_here: None,
             burned: 0,
             remaining_low: limit,
             remaining_high: limit,
@@ -317,20 +322,22 @@ impl BudgetStanding {
     pub fn words(&self) -> String {
         let unit = self.counted_in();
         let show = |amount: u64| unit.show(amount);
-        let resets = self.ends.as_deref().unwrap_or("never");
+        let reserved =
+            self.reserved_here.map_or_else(String::new, |amount| format!(", {} of it by calls here", show(amount)));
         let whose = match (&self.end_user, self.end_users) {
             (Some(user), _) => format!(", end user `{user}`"),
             (None, Some(users)) => format!(", each end user; {users} have spent of it"),
             (None, None) => String::new(),
         };
         let mut text = format!(
-            "{}{whose}\n  limit      {}\n  settled    {}\n  leased     {}\n  burned     {}\n  remaining  {}\n  resets     {resets}",
+            "{}{whose}\n  limit      {}\n  settled    {}\n  leased     {}{reserved}\n  burned     {}\n  remaining  {}\n  resets     {}",
             self.name,
             show(self.limit),
             show(self.settled),
             show(self.leased),
             show(self.burned),
             self.remaining(),
+            resets(self.ends.as_deref(), cluster::clock::since_epoch()),
         );
         for line in &self.lines {
             let _infallible = write!(
@@ -369,6 +376,20 @@ impl From<&Record> for WindowRecord {
     fn from(record: &Record) -> Self {
         let Record { window, starts, ends, limit, used, burned } = *record;
         Self { window, starts: time(starts), ends: ends.map(time), limit, used, burned }
+    }
+}
+
+/// «in 3h 5m, at 2026-02-01T00:00:00Z».
+fn resets(ends: Option<&str>, now: Duration) -> String {
+    let Some(ends) = ends else { return "never".to_owned() };
+    let at = humantime::parse_rfc3339(ends).ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    match at.and_then(|at| at.checked_sub(now)) {
+        Some(left) => {
+            let shown = if left < Duration::from_mins(2) { 1 } else { 60 };
+            let left = Duration::from_secs(left.as_secs() / shown * shown);
+            format!("in {}, at {ends}", humantime::format_duration(left))
+        }
+        None => ends.to_owned(),
     }
 }
 
@@ -428,6 +449,18 @@ mod tests {
 
     /// With a bare 0 nobody saw how far it is to the next call.
     #[test]
+    fn a_reset_is_told_by_how_long_it_is_and_when() {
+        let ends = "2026-02-01T00:00:00Z";
+        let at = humantime::parse_rfc3339(ends).unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let told = |before: u64| resets(Some(ends), at.saturating_sub(Duration::from_secs(before)));
+
+        assert_eq!(told(3 * 3_600 + 5 * 60 + 7), "in 3h 5m, at 2026-02-01T00:00:00Z");
+        assert_eq!(told(17), "in 17s, at 2026-02-01T00:00:00Z");
+        assert_eq!(resets(Some(ends), at + Duration::from_secs(1)), ends, "another clock says that it is over");
+        assert_eq!(resets(None, at), "never");
+    }
+
+    #[test]
     fn what_is_spent_beyond_the_limit_is_said() {
         let mut budget = BudgetStanding::untouched("b", Unit::NanoUsd, 600_000_000, Period::Day);
 
@@ -444,6 +477,7 @@ mod tests {
         let budget = |name: &str, unit, period| BudgetStanding {
             settled: 3,
             leased: 2,
+            reserved_here: None,
             remaining_low: 4,
             remaining_high: 6,
             ..BudgetStanding::untouched(name, unit, 9, period)

@@ -15,12 +15,12 @@ use serde_json::{Map, Value as Json, json};
 /// Times a change of a team is tried again when its tenant changed meanwhile.
 const TRIES_MAX: usize = 4;
 
-const NOT_YOURS: &str = "this is none of theirs";
+const EVERYONES: &str = "this needs roles that are not";
 
 pub fn list(control: &dyn Control, call: &Call, kind: Kind) -> Result<Answer, ApiError> {
     let scope = call.scope(Grant::Viewer)?;
     if !scope.knows(kind) {
-        return Err(ApiError::OutOfScope(NOT_YOURS));
+        return Err(ApiError::OutOfScope(EVERYONES));
     }
     let limit = call.query.limit();
     let mut found = control.list(kind, call.query.after.as_deref(), limit + 1, &scope);
@@ -39,7 +39,7 @@ pub fn get(control: &dyn Control, call: &Call, kind: Kind, name: &str) -> Result
 /// What is there, as far as `scope` lets it be seen.
 fn seen(control: &dyn Control, scope: &Scope, kind: Kind, name: &str) -> Result<Option<Stored>, ApiError> {
     if !scope.knows(kind) {
-        return Err(ApiError::OutOfScope(NOT_YOURS));
+        return Err(ApiError::OutOfScope(EVERYONES));
     }
     Ok(control.get(kind, name).filter(|stored| scope.covers_stored(kind, stored)))
 }
@@ -136,7 +136,7 @@ fn judge(
     let scope = call.scope(needed)?;
     // What needs an administrator here is everyone's.
     if needed == Grant::Admin && scope != Scope::Everything {
-        return Err(ApiError::OutOfScope(NOT_YOURS));
+        return Err(ApiError::OutOfScope(EVERYONES));
     }
     let foreign = |spec: &Json| !scope.covers(kind, name, spec);
     if before.is_some_and(|stored| foreign(&stored.spec)) {

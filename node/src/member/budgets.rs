@@ -3,6 +3,7 @@
 use actors::quota::escrow::Escrow;
 use actors::quota::shared::{Books, known};
 use cluster::directory::kind::Kind;
+use cluster::ledger::accounts::{Place, UserId};
 use cluster::marks::Marks as Kept;
 use cluster::register::Register;
 use storage::database::DataDir;
@@ -54,6 +55,17 @@ pub fn standing(register: &Register, name: &str, of: &Of) -> Result<BudgetStandi
         (None, _) => {}
     }
     Ok(standing)
+}
+
+/// What calls under way on this node have set aside in the present window.
+pub fn reserved_here(register: &Register, escrow: Option<&Escrow>, name: &str, of: &Of) -> Option<u64> {
+    let (budget, account) = register.accounts().named(name)?;
+    let (window, _) = account.current().filter(|_| of.window.is_none())?;
+    let (escrow, place) = (escrow?, Place::new(budget, window));
+    Some(match of.end_user.as_deref() {
+        Some(user) => escrow.lease(place.of(UserId::of(user))).map_or(0, |lease| lease.reserved()),
+        None => escrow.reserved(place),
+    })
 }
 
 /// Of up to `limit` budgets that are seen in `scope`, by name, those after `after`: without what makes one long.

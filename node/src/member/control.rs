@@ -343,7 +343,11 @@ impl Control for MemberControl {
     fn standing(&self, budget: String, of: Of) -> BoxFuture<'_, Result<BudgetStanding, ChangeError>> {
         async move {
             self.catch_up().await?;
-            self.member.consensus().read(|register| budgets::standing(register, &budget, &of))
+            let escrow = self.gateway.quota.escrow();
+            self.member.consensus().read(|register| {
+                let standing = budgets::standing(register, &budget, &of)?;
+                Ok(BudgetStanding { reserved_here: budgets::reserved_here(register, escrow, &budget, &of), ..standing })
+            })
         }
         .boxed()
     }

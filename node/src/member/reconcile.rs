@@ -128,7 +128,7 @@ fn still_lives(line: &Line, incarnation: Incarnation) -> String {
     let node = line.node;
     format!(
         "incarnation {incarnation} of the node {node} lives, as far as the cluster knows, and may spend what it holds; end \
-         the process, then start the node again or take it out with `admin remove {node}`, and try again"
+         the process, then start the node again (where its disk is lost, take it out with `admin remove {node}`), and try again"
     )
 }
 
