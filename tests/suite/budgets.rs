@@ -64,7 +64,8 @@ async fn six_calls_on_a_budget_for_three() {
     let refused = &answers[3];
     assert_eq!(refused.json()["error"]["code"], "budget_exceeded");
     let told = refused.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(told.contains("`b` ($0.002 in total, resets never) than this request may cost ($0.0006"), "{told}");
+    assert!(told.contains("`b` ($0.002 in total, resets never) has $0.0001"), "{told}");
+    assert!(told.contains("left, and this request may cost $0.0006"), "{told}");
     assert_eq!((refused.header("x-should-retry"), refused.header("retry-after")), (Some("false"), None));
     let bill = provider.settled().await;
     assert_eq!(bill.total.requests, 3);
@@ -98,7 +99,7 @@ async fn who_is_over_a_budget_is_told_which_and_until_when() {
     assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 200);
 
     let ends = cluster[0].admin(&cluster.admin_key().await).get(STANDING).await.json()["ends"].clone();
-    let terms = format!("`b` (1 requests a month, resets {}) than this", ends.as_str().unwrap());
+    let terms = format!("`b` (1 requests a month, resets {}) is used up", ends.as_str().unwrap());
     let message = json!({ "model": "openai/m", "max_tokens": 10, "messages": [{ "role": "user", "content": "who?" }] });
     for (path, body) in [("/v1/chat/completions", asking(10)), ("/v1/messages", message)] {
         let refused = client.post(path, &body).await;

@@ -416,7 +416,7 @@ mod tests {
     /// The budget has less than an answer of the floor's length: what is left of it is had by whoever asks, wherever it is.
     #[tokio::test(start_paused = true)]
     async fn the_last_of_a_budget_is_called_back_from_who_does_not_use_it() {
-        let nodes = nodes(3, &[(&format!("{} tokens", CAP_FLOOR), Mode::Hard)]);
+        let nodes = nodes(3, &[(&format!("{CAP_FLOOR} tokens"), Mode::Hard)]);
         let mut left = CAP_FLOOR;
         for number in 0..9 {
             let reservation = nodes[number % 3].reserve(1, true).await.unwrap();
@@ -429,7 +429,7 @@ mod tests {
     /// One at a time may have all that is left.
     #[tokio::test(start_paused = true)]
     async fn the_last_of_a_budget_is_waited_for_while_a_call_under_way_has_it() {
-        let nodes = nodes(2, &[(&format!("{} tokens", CAP_FLOOR), Mode::Hard)]);
+        let nodes = nodes(2, &[(&format!("{CAP_FLOOR} tokens"), Mode::Hard)]);
         let first = nodes[0].reserve(1, true).await.unwrap().dispatch();
         let ends = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
