@@ -306,30 +306,29 @@ where
     }
 }
 
-/// A reply's body that keeps its connection busy until it is gone.
+/// A reply's body that keeps its connection busy until it is gone. What it holds is given up when it should have ended long
+/// ago and is read no further: whoever does not read may do so for ever.
 enum Counted {
-    Whole {
-        body: Body,
-        _busy: Busy,
-    },
-    /// What it holds is given up when it should have ended long ago: whoever does not read may do so for ever.
-    Stream(Arc<Mutex<Option<Streaming>>>),
+    Empty { _busy: Busy },
+    Held { reply: Arc<Mutex<Option<Reply>>>, size: SizeHint },
 }
 
-struct Streaming {
+struct Reply {
     body: Body,
     _busy: Busy,
+    /// Since it was last looked at.
+    polled: bool,
 }
 
 impl Counted {
     fn new(body: Body, busy: Busy, due: tokio::time::Instant) -> Self {
         match body {
-            Body::Empty | Body::Full(_) => Self::Whole { body, _busy: busy },
-            Body::Stream(_) => {
-                let activity = busy.activity();
-                let streaming = Arc::new(Mutex::new(Some(Streaming { body, _busy: busy })));
-                activity.ends_by(due, Arc::downgrade(&streaming));
-                Self::Stream(streaming)
+            Body::Empty => Self::Empty { _busy: busy },
+            Body::Full(_) | Body::Stream(_) => {
+                let (activity, size) = (busy.activity(), body.size_hint());
+                let reply = Arc::new(Mutex::new(Some(Reply { body, _busy: busy, polled: false })));
+                activity.ends_by(due, Arc::downgrade(&reply));
+                Self::Held { reply, size }
             }
         }
     }
@@ -340,26 +339,26 @@ impl http_body::Body for Counted {
     type Error = Aborted;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        match self.get_mut() {
-            Self::Whole { body, .. } => Pin::new(body).poll_frame(context),
-            Self::Stream(streaming) => match &mut *streaming.lock() {
-                Some(streaming) => Pin::new(&mut streaming.body).poll_frame(context),
-                None => Poll::Ready(Some(Err(Aborted))),
-            },
-        }
+        let Self::Held { reply, size } = self.get_mut() else { return Poll::Ready(None) };
+        let mut held = reply.lock();
+        let Some(reply) = &mut *held else { return Poll::Ready(Some(Err(Aborted))) };
+        reply.polled = true;
+        let polled = Pin::new(&mut reply.body).poll_frame(context);
+        *size = reply.body.size_hint();
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole { body, .. } => body.is_end_stream(),
-            Self::Stream(_) => false,
+            Self::Empty { .. } => true,
+            Self::Held { size, .. } => size.exact() == Some(0),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole { body, .. } => body.size_hint(),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Empty { .. } => SizeHint::with_exact(0),
+            Self::Held { size, .. } => *size,
         }
     }
 }

@@ -72,6 +72,10 @@ pub enum Failure {
     },
     /// The ledger said that less is left of a budget than the request may cost.
     BudgetExceeded(Box<Exceeded>),
+    /// The same of a budget of the provider or the model.
+    TargetBudgetExceeded {
+        budget: String,
+    },
     /// The request is to fit in a budget that this node does not know, so nobody can say that it does.
     BudgetUnknown {
         budget: String,
@@ -214,7 +218,7 @@ rows! {
     MODEL_NOT_ALLOWED: 403, "permission_denied", "model_not_allowed", "", "Use a model of the key's list (`GET /v1/models`), or have it extended.";
     UNKNOWN_MODEL: 404, "invalid_request_error", "model_not_found", "", "Use a route's name or `provider/model`; `GET /v1/models` lists them.";
     RATE_LIMITED: 429, "rate_limit_error", "rate_limit_exceeded", "retry-after, retry-after-ms, x-ratelimit-*", "Wait as long as `retry-after` says. No `x-ratelimit-*` where it was the limit a second or at once.";
-    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "The message names the budget, its limit and when it resets: wait for that, ask for a shorter answer, or have the limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
+    BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "The message names the budget and, unless it is of the provider or the model, its limit and when it resets: wait for that, ask for a shorter answer, or have the limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
     BUDGET_UNKNOWN: 403, "permission_denied", "budget_unknown", "", "The key, its team or tenant, the provider or the model names a budget that the node does not know; the operator makes it, or takes its name out there.";
     UNPRICED: 403, "permission_denied", "model_not_priced", "", "A budget in US dollars needs the model's price; the operator adds it under `prices`.";
     BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`; try again, or add a node.";
@@ -240,6 +244,19 @@ rows! {
 }
 
 impl Failure {
+    /// It tells of the budgets of who made the call.
+    pub const fn is_of_payer(&self) -> bool {
+        matches!(
+            self,
+            Self::BudgetExceeded(_)
+                | Self::TargetBudgetExceeded { .. }
+                | Self::BudgetUnknown { .. }
+                | Self::BudgetCrowded { .. }
+                | Self::BudgetUnanswered { .. }
+                | Self::Unpriced { .. }
+        )
+    }
+
     /// The one place a failure gets its status, type and code.
     pub fn row(&self) -> ErrorRow {
         use llm::dialect::BadRequestKind as Kind;
@@ -266,7 +283,7 @@ impl Failure {
             Self::ModelNotAllowed { .. } => row::MODEL_NOT_ALLOWED,
             Self::UnknownModel { .. } => row::UNKNOWN_MODEL,
             Self::RateLimited { .. } | Self::TooFast { .. } | Self::TooManyAtOnce { .. } => row::RATE_LIMITED,
-            Self::BudgetExceeded(_) | Self::BudgetCrowded { .. } => row::BUDGET,
+            Self::BudgetExceeded(_) | Self::TargetBudgetExceeded { .. } | Self::BudgetCrowded { .. } => row::BUDGET,
             Self::BudgetUnknown { .. } => row::BUDGET_UNKNOWN,
             Self::Unpriced { .. } => row::UNPRICED,
             Self::Busy => row::BUSY,
@@ -310,18 +327,14 @@ impl Failure {
             Self::BodyTooSlow { waited } => format!("the body was not whole after {waited:?}"),
             Self::BodyBroken => "the body ended before it was whole".to_owned(),
             Self::ModelNotAllowed { model } => format!("this key may not use model `{model}`"),
-            Self::UnknownModel { model } => {
-                format!(
-                    "model `{model}` is neither a route, nor `provider/model` of a configured provider, nor a name that \
-                     exactly one provider has"
-                )
-            }
+            Self::UnknownModel { model } => words::unknown_model(model),
             Self::RateLimited { what, limit, retry_after } => words::rate(*limit, what, "minute", *retry_after),
             Self::TooFast { per_second, retry_after } => {
                 words::rate(u64::from(*per_second), "requests", "second", *retry_after)
             }
             Self::TooManyAtOnce { max } => words::at_once(*max),
             Self::BudgetExceeded(exceeded) => words::exceeded(exceeded),
+            Self::TargetBudgetExceeded { budget } => words::target_exceeded(budget),
             Self::BudgetUnknown { budget } => words::unknown(budget),
             Self::BudgetCrowded { budget } => words::crowded(budget),
             Self::BudgetUnanswered { waited } => words::unanswered(*waited),
@@ -429,6 +442,7 @@ impl Failure {
                 | Self::CredentialsExhausted { .. }
                 | Self::ReplyTooLarge { .. }
                 | Self::BudgetExceeded(_)
+                | Self::TargetBudgetExceeded { .. }
                 | Self::BudgetUnknown { .. }
                 | Self::BudgetCrowded { .. }
                 | Self::BudgetUnanswered { .. }
@@ -481,7 +495,7 @@ impl Failure {
         if let Some(status) = self.upstream_status() {
             headers.insert(HeaderName::from_static("x-lea-upstream-status"), HeaderValue::from(status));
         }
-        if let Self::BudgetExceeded(_) | Self::BudgetCrowded { .. } = self {
+        if let Self::BudgetExceeded(_) | Self::TargetBudgetExceeded { .. } | Self::BudgetCrowded { .. } = self {
             // Official SDKs would try again, and pay for it with nothing but time.
             headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
         }
@@ -514,6 +528,13 @@ mod words {
 
     /// The last second that can be written in four digits of a year.
     const YEAR_9999: Duration = Duration::from_secs(253_402_300_799);
+
+    pub fn unknown_model(model: &str) -> String {
+        format!(
+            "model `{model}` is neither a route, nor `provider/model` of a configured provider, nor a name that exactly one \
+             provider has"
+        )
+    }
 
     pub fn rate(limit: u64, what: &str, time: &str, retry_after: Duration) -> String {
         format!("over the key's limit of {limit} {what} a {time}; try again in {} s", seconds_up(retry_after))
@@ -568,6 +589,13 @@ mod words {
             }
         };
         format!("{has}; {shorter}{later}have the limit raised")
+    }
+
+    pub fn target_exceeded(budget: &str) -> String {
+        format!(
+            "less is left of the budget `{budget}`, of the provider or the model, than this request may cost; ask for a shorter \
+             answer (`max_tokens`) or another model, or tell the operator"
+        )
     }
 
     pub fn unknown(budget: &str) -> String {
@@ -678,6 +706,19 @@ mod tests {
             "the budget `b` (9 requests an hour) is used up; wait for the next window, or have the limit raised"
         );
         assert!(told("$1", Period::Day, false, (0, 1), Some(Ends::At(Duration::MAX))).contains("resets 9999-12-31"));
+    }
+
+    /// It may be other tenants' too: callers learn that it is short, and no more.
+    #[test]
+    fn how_a_budget_of_the_provider_stands_is_told_to_no_caller() {
+        let failure = Failure::TargetBudgetExceeded { budget: "upstream".into() };
+        let answer = failure.answer(Dialect::OpenAiChat, "r", false);
+
+        assert_eq!((answer.status().as_u16(), answer.headers()["x-should-retry"].as_bytes()), (429, &b"false"[..]));
+        assert!(
+            failure.message().contains("`upstream`, of the provider or the model") && !failure.message().contains('$')
+        );
+        assert!(failure.is_of_payer());
     }
 
     #[test]

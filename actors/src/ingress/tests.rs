@@ -279,6 +279,23 @@ async fn a_client_that_reads_no_further_holds_nothing_for_ever() {
     }
 }
 
+/// However long it takes: who reads is not cut.
+#[tokio::test]
+async fn a_client_that_reads_on_is_not_given_up() {
+    let limits = LimitsConfig { request_timeout: Duration::from_millis(100), ..quick() };
+    let mut house = House::open(limits).await;
+    let mut client = house.http1().await;
+    let mut body = client.send_request(post("/flood", "")).await.unwrap().into_body();
+    assert_eq!(house.told.recv().await, Some(true));
+
+    let until = tokio::time::Instant::now() + quick().header_timeout * 8;
+    while tokio::time::Instant::now() < until {
+        assert!(body.frame().await.unwrap().is_ok());
+    }
+
+    assert!(house.told.try_recv().is_err());
+}
+
 /// The limits are on what a client does, not on what we do: a slow answer is not cut.
 #[tokio::test]
 async fn a_slow_handler_outlives_the_clients_limits() {

@@ -161,6 +161,14 @@ impl Shape {
         self.budgets.values()
     }
 
+    /// Whether a budget is of the key, its team or its tenant; else it is of what is called.
+    pub fn is_of_payer(&self, key: &Key, budget: &str) -> bool {
+        let payer = self.owners.get(&*key.tenant);
+        let team = payer.zip(key.team.as_deref()).and_then(|(payer, team)| payer.teams.get(team));
+        let mut named = payer.into_iter().flat_map(|payer| payer.own.iter()).chain(team.into_iter().flatten());
+        named.any(|name| name == budget) || key.budgets.iter().any(|name| &**name == budget)
+    }
+
     /// What a call of this key to this target must fit in, each once: of the provider, the model, the tenant, the team
     /// and the key.
     pub fn budgets_of(&self, key: &Key, provider: &str, model: &str) -> Result<Vec<Arc<Budget>>, UnknownBudget> {

@@ -8,6 +8,7 @@ use super::http::{Answer, Call};
 use super::resources::failed;
 use super::status::cluster::table;
 use cluster::directory::budget::{Amount, Budget, LimitError, Period, Unit};
+use cluster::directory::kind::Kind;
 use cluster::directory::role::Grant;
 use cluster::id::Incarnation;
 use cluster::ledger::accounts::{Account, Record, Totals, Window};
@@ -15,6 +16,7 @@ use cluster::ledger::book::{Book, Line, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -397,11 +399,15 @@ fn time(since_1970: Duration) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since_1970).to_string()
 }
 
-/// Who is limited to some tenants names no budget that is not theirs yet: he would see how it stands, and spend what is
-/// others'.
-pub fn may_name(control: &dyn Control, scope: &Scope, spec: &Json) -> Result<(), ApiError> {
+/// Who is limited to some tenants names those budgets that the tenants and their teams name, or that what he writes named
+/// `before`: with any other he would see how it stands, and spend what is others'. What keys name gives no leave: he writes
+/// them himself.
+pub fn may_name(control: &dyn Control, scope: &Scope, before: Option<&Json>, spec: &Json) -> Result<(), ApiError> {
     let Scope::Tenants(tenants) = scope else { return Ok(()) };
-    match budgets_of(spec).find(|budget| !control.is_budget_of(budget, tenants)) {
+    let owners: Vec<Json> =
+        tenants.iter().filter_map(|tenant| Some(control.get(Kind::Tenants, tenant)?.spec)).collect();
+    let known: BTreeSet<&str> = owners.iter().chain(before).flat_map(budgets_of).collect();
+    match budgets_of(spec).find(|budget| !known.contains(budget)) {
         Some(budget) => Err(ApiError::ForeignBudget { budget: budget.to_owned() }),
         None => Ok(()),
     }
@@ -409,13 +415,15 @@ pub fn may_name(control: &dyn Control, scope: &Scope, spec: &Json) -> Result<(),
 
 pub async fn standing(control: &dyn Control, call: &Call, name: String) -> Result<Answer, ApiError> {
     let scope = call.scope(Grant::Viewer)?;
+    let of = Of { window: call.query.window, end_user: call.query.end_user.clone() };
+    let found = control.standing(name.clone(), of).await;
+    // By what is known since: what this node knew before may be out of date.
     if let Scope::Tenants(tenants) = &scope
         && !control.is_budget_of(&name, tenants)
     {
         return Err(ApiError::OutOfScope(NOT_NAMED));
     }
-    let of = Of { window: call.query.window, end_user: call.query.end_user.clone() };
-    let mut standing = control.standing(name, of).await.map_err(|error| failed(call, error))?;
+    let mut standing = found.map_err(|error| failed(call, error))?;
     if scope != Scope::Everything {
         // They tell of the nodes, which are everyone's.
         standing.lines.clear();

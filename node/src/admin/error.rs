@@ -26,8 +26,8 @@ pub enum ApiError {
     OutOfScope(&'static str),
     /// Whether there is such a budget he does not learn.
     #[error(
-        "your roles are limited to some tenants; none of them, and no team or key of theirs, names the budget `{budget}`: only \
-         whose roles are not limited puts something of theirs under it"
+        "your roles are limited to some tenants; none of them, and no team of theirs, names the budget `{budget}`: only whose \
+         roles are not limited puts something of theirs under it"
     )]
     ForeignBudget { budget: String },
     #[error("what was sent is not right")]

@@ -50,7 +50,7 @@ fn may_make(control: &dyn Control, call: &Call, spec: &Map<String, Json>) -> Res
     }
     let scope = call.scope(Grant::Operator)?;
     if scope.covers(Kind::Keys, "", &spec) {
-        return may_name(control, &scope, &spec);
+        return may_name(control, &scope, None, &spec);
     }
     Err(ApiError::OutOfScope("give the key one of them as `tenant`"))
 }

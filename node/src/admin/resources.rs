@@ -147,7 +147,7 @@ fn judge(
         return Err(ApiError::OutOfScope("give the key one of them as `tenant`"));
     }
     if let Some(after) = after {
-        may_name(control, &scope, after)?;
+        may_name(control, &scope, before.map(|stored| &stored.spec), after)?;
     }
     Ok(call.operator.scope(Grant::Admin) != Some(Scope::Everything))
 }
@@ -216,7 +216,7 @@ pub async fn change_team(
     for tries in 1.. {
         let stored = tenant_for(control, &scope, &tenant)?;
         if let Some(spec) = &spec {
-            may_name(control, &scope, &Json::Object(spec.clone()))?;
+            may_name(control, &scope, Some(&stored.spec), &Json::Object(spec.clone()))?;
         }
         let there = teams_of(&stored.spec).is_some_and(|teams| teams.contains_key(&name));
         let whole = with_team(&stored.spec, &name, spec.clone()).ok_or(ApiError::NotFound)?;

@@ -18,12 +18,12 @@ struct State {
     multiplexed: bool,
     phase: Phase,
     scan: Scan,
-    /// Replies that stream, and by when each is to have ended. As many as requests at once.
-    streams: Vec<(Instant, Weak<Held>)>,
+    /// By when each reply is to have ended. As many as requests at once.
+    replies: Vec<(Instant, Weak<Held>)>,
 }
 
 /// What a reply holds until it has ended.
-type Held = Mutex<Option<super::Streaming>>;
+type Held = Mutex<Option<super::Reply>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -52,7 +52,7 @@ impl Expired {
 impl Activity {
     pub fn new(now: Instant) -> Self {
         let phase = Phase::Idle { since: now };
-        Self(Mutex::new(State { busy: 0, multiplexed: false, phase, scan: Scan::default(), streams: Vec::new() }))
+        Self(Mutex::new(State { busy: 0, multiplexed: false, phase, scan: Scan::default(), replies: Vec::new() }))
     }
 
     /// Bytes arrived. True when they belong to a head.
@@ -87,25 +87,32 @@ impl Activity {
         (Busy(Arc::clone(self)), state.scan.ambiguous())
     }
 
-    pub fn ends_by(&self, due: Instant, stream: Weak<Held>) {
+    pub fn ends_by(&self, due: Instant, reply: Weak<Held>) {
         let mut state = self.0.lock();
-        state.streams.retain(|(_due, stream)| stream.strong_count() > 0);
-        state.streams.push((due, stream));
+        state.replies.retain(|(_due, reply)| reply.strong_count() > 0);
+        state.replies.push((due, reply));
     }
 
-    /// Drops what replies hold that should have ended by now: their clients do not read them. One that is being read
-    /// this moment ends by itself.
+    /// Drops what replies hold that should have ended by now, and that nobody has read of since the last look.
     pub fn release(&self, now: Instant) {
-        // Dropped when this lock is free again: the end of a reply is told to this very activity.
-        let mut released = Vec::new();
-        self.0.lock().streams.retain(|(due, stream)| {
-            let Some(stream) = stream.upgrade() else { return false };
+        // The end of a reply is told to this very activity: what was looked at, and may be the last to know of its reply,
+        // goes when this lock is free again.
+        let (mut seen, mut released) = (Vec::new(), Vec::new());
+        self.0.lock().replies.retain(|(due, reply)| {
             if *due > now {
-                return true;
+                return reply.strong_count() > 0;
             }
-            let Some(mut held) = stream.try_lock() else { return true };
-            released.extend(held.take());
-            false
+            let Some(reply) = reply.upgrade() else { return false };
+            // One that is being read this moment is locked.
+            let is_read = reply.try_lock().is_none_or(|mut held| {
+                let is_read = held.as_mut().is_some_and(|reply| std::mem::take(&mut reply.polled));
+                if !is_read {
+                    released.extend(held.take());
+                }
+                is_read
+            });
+            seen.push(reply);
+            is_read
         });
     }
 

@@ -278,7 +278,13 @@ impl Attempts {
         let payer = Payer { account: &account, budgets: &budgets, end_user: self.request.end_user.as_deref() };
         let reserved = self.gateway.quota.reserve(payer, bound, price, self.waits).await;
         reserved.map_err(|error| match error {
-            QuotaError::Exceeded(exceeded) => Failure::BudgetExceeded(exceeded),
+            QuotaError::Exceeded(exceeded) if directory.shape().is_of_payer(&self.key, &exceeded.budget.name) => {
+                Failure::BudgetExceeded(exceeded)
+            }
+            // How that stands is nothing that its callers are to learn.
+            QuotaError::Exceeded(exceeded) => {
+                Failure::TargetBudgetExceeded { budget: exceeded.budget.name.to_string() }
+            }
             QuotaError::Unpriced { budget } => {
                 let model = format!("{}/{}", target.provider, target.model);
                 Failure::Unpriced { budget: budget.to_string(), model }

@@ -551,9 +551,12 @@ async fn who_is_limited_to_a_tenant_names_no_budget_that_is_not_its_own() {
     let team = json!({ "budgets": ["acme-month"] });
     assert_eq!(node.ask("acme-admin", "PUT", "tenants/acme/teams/sales", team).await.status, 201);
 
-    // Once somebody who may has put them under it, it is theirs too.
+    // Somebody who may has put one of their keys under it: that one may stay so, and makes it no other's.
     assert_eq!(node.ask("operator", "POST", "keys", key("shared", "beta-month")).await.status, 201);
-    assert_eq!(node.ask("acme-operator", "POST", "keys", key("second", "beta-month")).await.status, 201);
+    let shared = node.get("acme-operator", "keys/shared").await.body["spec"].clone();
+    let kept = node.ask("acme-operator", "PUT", "keys/shared", shared).await;
+    assert_eq!(kept.status, 200, "{:?}", kept.body);
+    assert_eq!(node.ask("acme-operator", "POST", "keys", key("second", "beta-month")).await.status, 403);
 }
 
 #[tokio::test]
