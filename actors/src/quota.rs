@@ -175,8 +175,8 @@ fn unreserved(error: &NotReserved, demands: &[Demand], budgets: &[Arc<Budget>], 
         NotReserved::Refused(Refused::Exceeded { place, amount, standing }) => {
             let Some((_, budget)) = named(place) else { return QuotaError::Full };
             let ends = escrow.ends(budget, *place);
-            let left = standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned);
-            let (budget, limit, needed) = (Arc::clone(budget), standing.limit, *amount);
+            let (limit, left) = (standing.limit, standing.unused());
+            let (budget, needed) = (Arc::clone(budget), *amount);
             QuotaError::Exceeded(Box::new(Exceeded { budget, limit, left, needed, ends }))
         }
         NotReserved::Refused(Refused::Crowded { place }) => match named(place) {

@@ -245,7 +245,7 @@ rows! {
 
 impl Failure {
     /// It tells of the budgets of who made the call.
-    pub const fn is_of_payer(&self) -> bool {
+    pub const fn tells_of_payer(&self) -> bool {
         matches!(
             self,
             Self::BudgetExceeded(_)
@@ -718,7 +718,7 @@ mod tests {
         assert!(
             failure.message().contains("`upstream`, of the provider or the model") && !failure.message().contains('$')
         );
-        assert!(failure.is_of_payer());
+        assert!(failure.tells_of_payer());
     }
 
     #[test]

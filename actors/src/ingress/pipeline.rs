@@ -380,7 +380,7 @@ impl Gateway {
                 // The call of somebody else failed before it gave anything: his failure, or his haste, is not ours.
                 Err(_failure) if joined && clock::now() < chat.deadline => {}
                 // Nor what it tells of his budgets.
-                Err(failure) if joined && failure.is_of_payer() => {
+                Err(failure) if joined && failure.tells_of_payer() => {
                     let after = chat.deadline.saturating_duration_since(record.started);
                     return Err(Failure::DeadlineExceeded { after });
                 }

@@ -279,6 +279,25 @@ async fn a_client_that_reads_no_further_holds_nothing_for_ever() {
     }
 }
 
+/// Nor does one that takes nothing at all: not even a whole answer is polled for it.
+#[tokio::test]
+async fn an_answer_that_nobody_takes_holds_no_connection_for_ever() {
+    let house = House::open(LimitsConfig { request_timeout: Duration::from_millis(100), ..quick() }).await;
+    let io = TokioIo::new(house.socket().await);
+    let handshake = http2::Builder::new(TokioExecutor::new()).initial_stream_window_size(0).handshake(io).await;
+    let (mut client, connection) = handshake.unwrap();
+    house.tasks.spawn("client", async move { drop(connection.await) });
+    let _unread = client.send_request(post2("/unread", "")).await.unwrap();
+
+    let gone = async {
+        while client.ready().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+
+    tokio::time::timeout(SOON, gone).await.expect("the connection was left open");
+}
+
 /// However long it takes: who reads is not cut.
 #[tokio::test]
 async fn a_client_that_reads_on_is_not_given_up() {

@@ -169,11 +169,6 @@ impl Spot {
     }
 }
 
-/// Neither proved spent nor burned.
-fn unused(standing: &Standing) -> u64 {
-    standing.limit.saturating_sub(standing.used).saturating_sub(standing.burned)
-}
-
 fn amount_at(demands: &[Demand], place: Place) -> u64 {
     demands.iter().find(|demand| demand.place == place).map_or(0, |demand| demand.amount)
 }
@@ -453,7 +448,7 @@ impl Held {
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
-            let never = amount > unused(&standing);
+            let never = amount > standing.unused();
             let doubted = now.saturating_duration_since(waiting.since) < waiting.patience.doubt;
             // What is here is for who stands before it.
             let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
@@ -597,7 +592,7 @@ impl Held {
     /// nothing.
     pub fn most(&self, place: Place) -> Option<u64> {
         let spot = self.spots.get(&place)?;
-        if self.lent { Some(spot.lease.room()) } else { spot.standing.map(|standing| unused(&standing)) }
+        if self.lent { Some(spot.lease.room()) } else { spot.standing.map(|standing| standing.unused()) }
     }
 
     /// What is set aside of a window, for all its end users.
@@ -639,7 +634,7 @@ impl Spot {
     /// largest calls only where that is a small part of what is left.
     fn chunk(&self, place: Place, ahead: u64) -> u64 {
         let first = self.first(place).unwrap_or_default();
-        let left = self.standing.as_ref().map_or(0, unused);
+        let left = self.standing.as_ref().map_or(0, Standing::unused);
         let two = self.pace.largest.saturating_mul(2).min(left / SMALL_PART);
         (ahead / MARKS_AHEAD).max(self.pace.largest).max(two).max(first)
     }

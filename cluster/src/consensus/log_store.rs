@@ -41,8 +41,9 @@ pub struct StandDownError {
     cause: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Who led leads on when it starts again. A directory that may be the copy of one that still leads, or whose log is older
-/// than what that one acknowledged, must not: it is as if it had begun to ask for votes in the next term, and ended.
+/// Who led leads on in its term when it starts again. From a directory that may be the copy of one that still leads it must
+/// not: it is as if it had begun to ask for votes in the next term, and ended. Votes for others stay as they are, so this
+/// does not make an older copy of a directory safe.
 pub fn stand_down(cells: &Cells, me: NodeId) -> Result<(), StandDownError> {
     let wrong = |act| move |cause| StandDownError { act, cause };
     let Some(bytes) = cells.get(VOTE).map_err(|cause| wrong("read")(cause.into()))? else { return Ok(()) };

@@ -161,12 +161,17 @@ impl Shape {
         self.budgets.values()
     }
 
-    /// Whether a budget is of the key, its team or its tenant; else it is of what is called.
-    pub fn is_of_payer(&self, key: &Key, budget: &str) -> bool {
+    /// The budgets of the tenant, the team and the key.
+    fn named_by_payer<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a str> {
         let payer = self.owners.get(&*key.tenant);
         let team = payer.zip(key.team.as_deref()).and_then(|(payer, team)| payer.teams.get(team));
-        let mut named = payer.into_iter().flat_map(|payer| payer.own.iter()).chain(team.into_iter().flatten());
-        named.any(|name| name == budget) || key.budgets.iter().any(|name| &**name == budget)
+        let above = payer.into_iter().flat_map(|payer| payer.own.iter()).chain(team.into_iter().flatten());
+        above.map(String::as_str).chain(key.budgets.iter().map(|name| &**name))
+    }
+
+    /// Whether a budget is of the key, its team or its tenant; else it is of what is called.
+    pub fn is_of_payer(&self, key: &Key, budget: &str) -> bool {
+        self.named_by_payer(key).any(|name| name == budget)
     }
 
     /// What a call of this key to this target must fit in, each once: of the provider, the model, the tenant, the team
@@ -174,12 +179,8 @@ impl Shape {
     pub fn budgets_of(&self, key: &Key, provider: &str, model: &str) -> Result<Vec<Arc<Budget>>, UnknownBudget> {
         let to_target = self.providers.get(provider).into_iter().flat_map(|provider| provider.budgets.iter());
         let by_model = self.catalog.budgets(provider, model).iter().map(String::as_str);
-        let payer = self.owners.get(&*key.tenant);
-        let team = payer.zip(key.team.as_deref()).and_then(|(payer, team)| payer.teams.get(team));
-        let by_payer = payer.into_iter().flat_map(|payer| payer.own.iter()).chain(team.into_iter().flatten());
-        let names = to_target.map(|name| &**name).chain(by_model).chain(by_payer.map(String::as_str));
         let mut found: Vec<Arc<Budget>> = Vec::new();
-        for name in names.chain(key.budgets.iter().map(|name| &**name)) {
+        for name in to_target.map(|name| &**name).chain(by_model).chain(self.named_by_payer(key)) {
             if found.iter().any(|budget| *budget.name == *name) {
                 continue;
             }

@@ -109,6 +109,13 @@ pub struct Standing {
     pub recall: bool,
 }
 
+impl Standing {
+    /// Neither proved spent nor burned, whoever holds it.
+    pub fn unused(&self) -> u64 {
+        self.limit.saturating_sub(self.used).saturating_sub(self.burned)
+    }
+}
+
 /// Lives that are over, as one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct Folded {
