@@ -346,7 +346,7 @@ impl Attempt {
         self.stage = Stage::Closed;
         let bill = self.bill(ending);
         self.counters.count(&bill);
-        if let Some(rights) = self.rights.take() {
+        if let Some(rights) = &mut self.rights {
             rights.settle(&bill, u64::from(!matches!(ending, Ending::Nothing)));
         }
         bill

@@ -96,12 +96,6 @@ const TRIES: usize = 5;
 
 const NANOUSD_MAX: usize = 3_000_000;
 
-/// What a call takes of one budget.
-struct Part {
-    unit: Unit,
-    demand: Demand,
-}
-
 /// One call of one client, from before its reserve to after its settlement.
 pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) -> (Outcome, String) {
     let count = if random.percent(25) { 2 } else { 1 };
@@ -122,22 +116,21 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
         Ok(places) => places,
         Err(error) => return (Outcome::Info, error.to_string()),
     };
-    let part = |(budget, place): (&Arc<Budget>, Place)| {
+    let demand = |(budget, place): (&Arc<Budget>, Place)| {
         let amount = match budget.limit.unit {
             Unit::Requests | Unit::Tokens => 1 + random.below(8) / 6,
             Unit::NanoUsd => 1 + random.below(NANOUSD_MAX),
         };
-        Part { unit: budget.limit.unit, demand: Demand { place, amount: amount as u64, overdraft: budget.overdraft } }
+        Demand { place, unit: budget.limit.unit, amount: amount as u64, overdraft: budget.overdraft }
     };
-    let parts: Vec<Part> = budgets.iter().zip(places).map(part).collect();
-    let demands: Arc<[Demand]> = parts.iter().map(|part| part.demand).collect();
+    let demands: Arc<[Demand]> = budgets.iter().zip(places).map(demand).collect();
     // Who can do with less is refused where others stand before him, too: that is no word of the ledger.
     let (patience, is_word) = match random.below(4) {
         0 => (Patience::all(random.milliseconds(0..500)), true),
         1 => (Patience::or_less(DOUBT_MAX), false),
         _ => (Patience::all(DOUBT_MAX), true),
     };
-    let reserve = life.escrow.reserve(demands, patience, until);
+    let reserve = life.escrow.reserve(Arc::clone(&demands), patience, until);
     let hold = match timeout(RESERVE_MAX, reserve).await {
         Ok(Ok(hold)) => hold,
         Ok(Err(error)) => return (refused(&error, bills, is_word.then_some(since)), error.to_string()),
@@ -150,7 +143,7 @@ pub async fn call(life: &Life, bills: &Arc<Mutex<Bills>>, mut random: Random) ->
     if random.percent(5) {
         return (Outcome::Fail, "not dispatched".to_owned());
     }
-    dispatch(life, bills, &parts, hold, random).await
+    dispatch(life, bills, &demands, hold, random).await
 }
 
 /// What [`call`] says of a reserve that did not return.
@@ -159,7 +152,7 @@ pub const HUNG: &str = "a reserve hung";
 async fn dispatch(
     life: &Life,
     bills: &Arc<Mutex<Bills>>,
-    parts: &[Part],
+    demands: &[Demand],
     hold: Hold,
     mut random: Random,
 ) -> (Outcome, String) {
@@ -167,17 +160,15 @@ async fn dispatch(
         return (Outcome::Fail, "the process ended before it was dispatched".to_owned());
     }
     let incarnation = life.consensus.incarnation();
-    let bill = |part: &Part| match random.below(10) {
+    let bill = |demand: &Demand| match random.below(10) {
         0 => 0,
-        1 | 2 => part.demand.amount,
-        _ if part.unit == Unit::NanoUsd => {
-            random.below(usize::try_from(part.demand.amount).unwrap_or(usize::MAX)) as u64
-        }
-        _ => part.demand.amount,
+        1 | 2 => demand.amount,
+        _ if demand.unit == Unit::NanoUsd => random.below(usize::try_from(demand.amount).unwrap_or(usize::MAX)) as u64,
+        _ => demand.amount,
     };
-    let amounts: Vec<u64> = parts.iter().map(bill).collect();
-    for (part, bill) in parts.iter().zip(&amounts) {
-        let Demand { place, amount, .. } = part.demand;
+    let amounts: Vec<u64> = demands.iter().map(bill).collect();
+    for (demand, bill) in demands.iter().zip(&amounts) {
+        let Demand { place, amount, .. } = *demand;
         send(life, &mut bills.lock(), Sent { place, life: incarnation, bound: amount, bill: *bill });
     }
     sleep(if random.percent(70) { random.milliseconds(5..300) } else { random.milliseconds(300..4_000) }).await;
@@ -187,11 +178,11 @@ async fn dispatch(
     // No head came: nobody knows what it used.
     let unknown = random.percent(15);
     let used: Vec<u64> =
-        parts.iter().zip(&amounts).map(|(part, bill)| if unknown { part.demand.amount } else { *bill }).collect();
-    for (part, used) in parts.iter().zip(&used) {
-        bills.lock().settled(part.demand.place, incarnation, part.demand.amount, *used);
+        demands.iter().zip(&amounts).map(|(demand, bill)| if unknown { demand.amount } else { *bill }).collect();
+    for (demand, used) in demands.iter().zip(&used) {
+        bills.lock().settled(demand.place, incarnation, demand.amount, *used);
     }
-    hold.settle(&used);
+    hold.settle(used.iter().copied());
     (Outcome::Ok, format!("billed {amounts:?}, settled {used:?}"))
 }
 
@@ -333,7 +324,7 @@ async fn empty_now(
         if amount == 0 {
             continue;
         }
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount, overdraft: kept.overdraft }]);
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: kept.unit, amount, overdraft: kept.overdraft }]);
         let until = (Instant::now() + WITHIN).into_std();
         let reserved = life.escrow.reserve(demands, Patience::all(DOUBT_MAX), until).await;
         match reserved {
@@ -343,7 +334,7 @@ async fn empty_now(
                 send(life, &mut bills, Sent { place, life: incarnation, bound: amount, bill: amount });
                 bills.settled(place, incarnation, amount, amount);
                 drop(bills);
-                hold.settle(&[amount]);
+                hold.settle([amount]);
             }
             Err(error @ NotReserved::Refused(Refused::Exceeded { .. })) if !fits => {
                 // The last one asks for what is not there.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use actors::quota::held::{DOUBT_MAX, Demand, Patience};
 use actors::quota::shared::known;
+use cluster::directory::budget::Unit;
 use cluster::ledger::accounts::{Place, UserId};
 use cluster::register::{Act, Author, Expected, Kind};
 use jepsen::random::Random;
@@ -41,10 +42,10 @@ async fn place(life: &Life) -> Place {
 }
 
 async fn spent_on_credit(life: &Life, place: Place) {
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: SPENT, overdraft: 9 }]);
+    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Requests, amount: SPENT, overdraft: 9 }]);
     let until = (Instant::now() + SOON).into_std();
     let hold = life.escrow.reserve(demands, Patience::all(DOUBT_MAX), until).await.unwrap();
-    hold.settle(&[SPENT]);
+    hold.settle([SPENT]);
 }
 
 /// What the next life knows of it, when it first knows anything.

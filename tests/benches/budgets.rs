@@ -328,7 +328,7 @@ async fn replay(load: Load) -> (Seen, Books) {
         calls.spawn(async move {
             let until = tokio::time::Instant::now().into_std() + Duration::from_secs(30);
             let mut reserve = pin!(escrow.reserve(
-                Arc::new([Demand { place, amount: input + OUTPUT, overdraft: 0 }]),
+                Arc::new([Demand { place, unit: Unit::Tokens, amount: input + OUTPUT, overdraft: 0 }]),
                 Patience::all(DOUBT_MAX),
                 until
             ));
@@ -347,7 +347,7 @@ async fn replay(load: Load) -> (Seen, Books) {
                     }
                     tokio::time::sleep(Duration::from_millis(200 + 20 * output)).await;
                     spent.fetch_add(input + output, Ordering::Relaxed);
-                    hold.settle(&[input + output]);
+                    hold.settle([input + output]);
                 }
                 Err(NotReserved::Refused(_) | NotReserved::Unanswered { .. }) => {
                     let mut seen = seen.lock();

@@ -36,20 +36,19 @@ type Each<T> = SmallVec<[T; 8]>;
 
 /// What an attempt took.
 pub(super) struct Rights {
-    pub hold: Hold,
-    /// In what each part is counted.
-    units: Each<Unit>,
+    hold: Hold,
     /// At what price those are counted that are in money, where the target has none: which of them, and the price.
-    assumed: Vec<(usize, Price)>,
+    assumed: Box<[(usize, Price)]>,
 }
 
 impl Rights {
     /// An attempt has come to this.
-    pub fn settle(self, bill: &Bill, requests: u64) {
-        let used = |(index, unit): (usize, &Unit)| match unit {
+    pub fn settle(&mut self, bill: &Bill, requests: u64) {
+        let assumed = &self.assumed;
+        self.hold.settle_each(|(index, demand)| match demand.unit {
             Unit::NanoUsd => {
                 let assumed = || {
-                    let (_index, price) = self.assumed.iter().find(|(at, _price)| *at == index)?;
+                    let (_index, price) = assumed.iter().find(|(at, _price)| *at == index)?;
                     Some(if bill.estimated { dearest(price, bill.tokens) } else { price.cost(bill.tokens) })
                 };
                 // Without any price nothing was reserved in money.
@@ -57,9 +56,7 @@ impl Rights {
             }
             Unit::Tokens => tokens_of(bill.tokens),
             Unit::Requests => requests,
-        };
-        let used: Each<u64> = self.units.iter().enumerate().map(used).collect();
-        self.hold.settle(&used);
+        });
     }
 }
 
@@ -107,13 +104,28 @@ impl Asked<'_> {
         if may_cap && self.budgets.iter().any(|budget| budget.overdraft > 0) {
             return None;
         }
-        let amounts = self.amounts(self.bound).ok()?;
-        let places = self.escrow.find_now(|places| self.places_in(places))?;
-        if may_cap && !self.have_room(&amounts, &self.escrow.most(&places)).ok()? {
-            return None;
+        let demands = self.escrow.find_now(|places| self.demands_in(places))?;
+        if may_cap {
+            let most = self.escrow.most(demands.iter().map(|demand| demand.place));
+            if !self.have_room(demands.iter().map(|demand| demand.amount), &most).ok()? {
+                return None;
+            }
         }
-        let hold = self.escrow.take_at_once(self.demands(&places, &amounts), now)?;
+        let hold = self.escrow.take_at_once(demands, now)?;
         Some((self.rights(hold), None))
+    }
+
+    /// For the longest answer. `None`: a budget has no place yet, or the target no price. Written where it stays, in one pass.
+    fn demands_in(&self, places: &Places) -> Option<Arc<[Demand]>> {
+        let mut whole = true;
+        let demand = |budget: &Arc<Budget>| {
+            let (place, amount) = (places.of(budget, self.user), self.amount(budget, self.bound).ok());
+            whole &= place.is_some() && amount.is_some();
+            let (unit, overdraft) = (budget.limit.unit, budget.overdraft);
+            Demand { place: place.unwrap_or_default(), unit, amount: amount.unwrap_or_default(), overdraft }
+        };
+        let demands = self.budgets.iter().map(demand).collect();
+        whole.then_some(demands)
     }
 
     async fn take_in_time(&self) -> Result<Taken, QuotaError> {
@@ -176,25 +188,28 @@ impl Asked<'_> {
             return Ok(());
         }
         let places = self.places().await?;
-        let of =
-            |(place, budget): (&Place, &Arc<Budget>)| Demand { place: *place, amount: 0, overdraft: budget.overdraft };
-        let demands: Each<Demand> = places.iter().zip(self.budgets).map(of).collect();
-        self.escrow.lend(&demands);
+        let nothing: Each<u64> = self.budgets.iter().map(|_budget| 0).collect();
+        self.escrow.lend(&self.demands(&places, &nothing));
         Ok(())
     }
 
     /// Whether the longest answers are no more than their part of what is left, as far as anyone has said.
     async fn has_room(&self) -> Result<bool, QuotaError> {
-        self.have_room(&self.amounts(self.bound)?, &self.escrow.most(&self.places().await?))
+        self.have_room(self.amounts(self.bound)?, &self.escrow.most(self.places().await?))
     }
 
     /// The same, where they are as long as `whole`, and each budget has at `most`. A budget that no cap saves anything of need
     /// only have room.
-    fn have_room(&self, whole: &[u64], most: &[Option<u64>]) -> Result<bool, QuotaError> {
-        let capped = self.amounts(self.bound.capped(CAP_FLOOR))?;
-        let part = |(whole, capped): (&u64, u64)| if *whole == capped { capped } else { whole.saturating_mul(BESIDE) };
-        let parts = whole.iter().zip(capped).map(part);
-        Ok(parts.zip(self.at_most(most)).all(|(part, most)| part <= most))
+    fn have_room(&self, whole: impl IntoIterator<Item = u64>, most: &[Option<u64>]) -> Result<bool, QuotaError> {
+        let capped = self.bound.capped(CAP_FLOOR);
+        for ((budget, whole), most) in self.budgets.iter().zip(whole).zip(self.at_most(most)) {
+            let saves = self.amount(budget, capped)? != whole;
+            let part = if saves { whole.saturating_mul(BESIDE) } else { whole };
+            if part > most {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What each budget has that is neither spent nor burned: where nobody has said, its limit.
@@ -224,7 +239,7 @@ impl Asked<'_> {
 
     /// The longest answers that all the budgets would have room for if nobody used what he holds.
     async fn attainable(&self) -> Result<u64, QuotaError> {
-        let most = self.escrow.most(&self.places().await?);
+        let most = self.escrow.most(self.places().await?);
         self.longest_in(&self.at_most(&most).collect::<Each<u64>>())
     }
 
@@ -248,23 +263,23 @@ impl Asked<'_> {
 
     /// In each budget's unit.
     fn amounts(&self, bound: Bound) -> Result<Each<u64>, QuotaError> {
-        // Of a soft budget no cap saves anything.
-        let likely = TokenCounts { output: self.bound.tokens.output.min(SOFT_OUTPUT), ..bound.tokens };
-        let amount = |budget: &Arc<Budget>| {
-            let tokens = match budget.mode {
-                Mode::Hard => bound.tokens,
-                Mode::Soft => likely,
-            };
-            match budget.limit.unit {
-                Unit::NanoUsd => match self.price.or(budget.assumed.as_ref()) {
-                    Some(price) => Ok(dearest(price, tokens).0),
-                    None => Err(QuotaError::Unpriced { budget: Arc::clone(&budget.name) }),
-                },
-                Unit::Tokens => Ok(tokens_of(tokens)),
-                Unit::Requests => Ok(1),
-            }
+        self.budgets.iter().map(|budget| self.amount(budget, bound)).collect()
+    }
+
+    fn amount(&self, budget: &Budget, bound: Bound) -> Result<u64, QuotaError> {
+        let tokens = match budget.mode {
+            Mode::Hard => bound.tokens,
+            // No cap saves anything of it.
+            Mode::Soft => TokenCounts { output: self.bound.tokens.output.min(SOFT_OUTPUT), ..bound.tokens },
         };
-        self.budgets.iter().map(amount).collect()
+        match budget.limit.unit {
+            Unit::NanoUsd => match self.price.or(budget.assumed.as_ref()) {
+                Some(price) => Ok(dearest(price, tokens).0),
+                None => Err(QuotaError::Unpriced { budget: Arc::clone(&budget.name) }),
+            },
+            Unit::Tokens => Ok(tokens_of(tokens)),
+            Unit::Requests => Ok(1),
+        }
     }
 
     async fn reserve(&self, bound: Bound, patience: Patience) -> Result<Rights, Denied> {
@@ -286,6 +301,7 @@ impl Asked<'_> {
     fn demands(&self, places: &[Place], amounts: &[u64]) -> Arc<[Demand]> {
         let demand = |((place, amount), budget): ((&Place, &u64), &Arc<Budget>)| Demand {
             place: *place,
+            unit: budget.limit.unit,
             amount: *amount,
             overdraft: budget.overdraft,
         };
@@ -293,12 +309,11 @@ impl Asked<'_> {
     }
 
     fn rights(&self, hold: Hold) -> Rights {
-        let units = self.budgets.iter().map(|budget| budget.limit.unit).collect();
         let assumed = |(index, budget): (usize, &Arc<Budget>)| {
             let used = self.price.is_none() && budget.limit.unit == Unit::NanoUsd;
             Some((index, budget.assumed.filter(|_| used)?))
         };
-        Rights { hold, units, assumed: self.budgets.iter().enumerate().filter_map(assumed).collect() }
+        Rights { hold, assumed: self.budgets.iter().enumerate().filter_map(assumed).collect() }
     }
 }
 
@@ -546,7 +561,7 @@ mod tests {
         answers.store(false, Ordering::Relaxed);
 
         // Another budget, of which nothing can be had meanwhile.
-        let other: Arc<[Demand]> = Arc::new([Demand { place: places[1], amount: 1, overdraft: 0 }]);
+        let other: Arc<[Demand]> = Arc::new([Demand { place: places[1], unit: Unit::Tokens, amount: 1, overdraft: 0 }]);
         let until = now() + Duration::from_mins(1);
         let unanswered = node.quota.escrow().unwrap().reserve(other, Patience::all(Duration::ZERO), until).await.err();
         assert!(matches!(unanswered, Some(NotReserved::Unanswered { .. })), "{unanswered:?}");

@@ -125,8 +125,8 @@ struct Inner {
 #[must_use]
 pub struct Hold {
     escrow: Escrow,
-    demands: Arc<[Demand]>,
-    open: bool,
+    /// `None` once it is settled.
+    demands: Option<Arc<[Demand]>>,
 }
 
 impl Escrow {
@@ -294,13 +294,13 @@ impl Escrow {
     }
 
     /// What could be taken of each place if nobody used anything that he holds; `None` where the ledger has said nothing.
-    pub fn most(&self, places: &[Place]) -> SmallVec<[Option<u64>; 8]> {
+    pub fn most(&self, places: impl IntoIterator<Item = Place>) -> SmallVec<[Option<u64>; 8]> {
         let held = self.0.held.lock();
-        places.iter().map(|place| held.most(*place)).collect()
+        places.into_iter().map(|place| held.most(place)).collect()
     }
 
     fn hold(&self, demands: Arc<[Demand]>) -> Hold {
-        Hold { escrow: self.clone(), demands, open: true }
+        Hold { escrow: self.clone(), demands: Some(demands) }
     }
 
     /// Reserves nothing any more. What the final settlement says of this life: how far it went, and may still go with
@@ -409,21 +409,25 @@ impl Drop for Line<'_> {
 }
 
 impl Hold {
-    pub fn demands(&self) -> &[Demand] {
-        &self.demands
+    /// This much of each was used, in the order of the demands; the rest comes back.
+    pub fn settle(mut self, used: impl IntoIterator<Item = u64>) {
+        if let Some(demands) = self.demands.take() {
+            self.escrow.free(|held| held.settle(&demands, used));
+        }
     }
 
-    /// This much of each was used, in the order of the demands; the rest comes back.
-    pub fn settle(mut self, used: &[u64]) {
-        self.open = false;
-        self.escrow.free(|held| held.settle(&self.demands, used));
+    /// The same, where it stands; once, whatever is called after it.
+    pub(super) fn settle_each(&mut self, used: impl Fn((usize, &Demand)) -> u64) {
+        if let Some(demands) = self.demands.take() {
+            self.escrow.free(|held| held.settle(&demands, demands.iter().enumerate().map(used)));
+        }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.open {
-            self.escrow.free(|held| held.release(&self.demands));
+        if let Some(demands) = self.demands.take() {
+            self.escrow.free(|held| held.release(&demands));
         }
     }
 }

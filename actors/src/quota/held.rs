@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cluster::directory::budget::Unit;
 use cluster::ledger::accounts::{Place, Told, UserId};
 use cluster::ledger::book::{Standing, Statement};
 use cluster::ledger::lease::{Lack, Lease, Mark};
@@ -70,7 +71,7 @@ impl Patience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
     pub place: Place,
-    /// In the budget's unit.
+    pub unit: Unit,
     pub amount: u64,
     /// What this node may spend beyond the limit while the ledger does not answer.
     pub overdraft: u64,
@@ -332,11 +333,11 @@ impl Held {
     }
 
     /// What was taken has been used so far, in the order of the demands; the rest comes back.
-    pub fn settle(&mut self, demands: &[Demand], used: &[u64]) {
+    pub fn settle(&mut self, demands: &[Demand], used: impl IntoIterator<Item = u64>) {
         let mut waited_for = false;
         for (demand, used) in demands.iter().zip(used) {
             if let Some(spot) = self.spots.get_mut(&demand.place) {
-                spot.lease.settle(demand.amount, *used);
+                spot.lease.settle(demand.amount, used);
                 waited_for |= !spot.line.is_empty();
             }
         }

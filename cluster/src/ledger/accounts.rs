@@ -56,7 +56,7 @@ impl UserId {
 }
 
 /// One window of a budget, or what an end user has of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Place {
     pub budget: BudgetId,
     /// They are numbered from 0.

@@ -107,7 +107,7 @@ impl Books {
 }
 
 fn demand(place: Place, amount: u64) -> Arc<[Demand]> {
-    Arc::new([Demand { place, amount, overdraft: 0 }])
+    Arc::new([Demand { place, unit: Unit::Tokens, amount, overdraft: 0 }])
 }
 
 fn long() -> Patience {
@@ -124,11 +124,11 @@ async fn what_the_ledger_has_is_taken_and_what_it_has_not_is_refused() {
     let (escrow, _) = books.node(0);
 
     let hold = escrow.reserve(demand(places[0], 600), long(), soon()).await.unwrap();
-    hold.settle(&[600]);
+    hold.settle([600]);
     let refused = escrow.reserve(demand(places[0], 600), long(), soon()).await.err();
 
     assert!(matches!(refused, Some(NotReserved::Refused(Refused::Exceeded { amount: 600, .. }))), "{refused:?}");
-    escrow.reserve(demand(places[0], 400), long(), soon()).await.unwrap().settle(&[400]);
+    escrow.reserve(demand(places[0], 400), long(), soon()).await.unwrap().settle([400]);
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!((books.used(places[0]), books.held(places[0])), (1_000, 1_000));
 }
@@ -158,7 +158,7 @@ async fn who_comes_when_all_is_set_aside_waits_for_what_comes_back() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(second.try_join_next().is_none());
 
-    first.settle(&[10]);
+    first.settle([10]);
 
     assert_eq!(second.join_all().await, [Ok(())]);
 }
@@ -169,14 +169,14 @@ async fn who_waits_for_one_budget_is_not_told_that_nobody_answers_of_another() {
     let (books, places) = Books::new(&[1_000, 1_000]);
     let (escrow, _) = books.node(0);
     let both: Arc<[Demand]> = places.iter().flat_map(|place| demand(*place, 500).to_vec()).collect();
-    escrow.reserve(demand(places[1], 500), long(), soon()).await.unwrap().settle(&[1]);
+    escrow.reserve(demand(places[1], 500), long(), soon()).await.unwrap().settle([1]);
     let first = escrow.reserve(demand(places[0], 900), long(), soon()).await.unwrap();
     let mut second = JoinSet::new();
     let other = escrow.clone();
     second.spawn(async move { other.reserve(both, long(), soon()).await.map(drop) });
     tokio::time::sleep(Duration::from_secs(6)).await;
 
-    first.settle(&[10]);
+    first.settle([10]);
 
     assert_eq!(second.join_all().await, [Ok(())]);
 }
@@ -240,7 +240,7 @@ async fn idle_rights_are_recalled() {
     let (books, places) = Books::new(&[1_000]);
     let (one, _) = books.node(0);
     let (other, _) = books.node(1);
-    one.reserve(demand(places[0], 400), long(), soon()).await.unwrap().settle(&[100]);
+    one.reserve(demand(places[0], 400), long(), soon()).await.unwrap().settle([100]);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(one.lease(places[0]).unwrap().idle() > 200, "fetched ahead");
 
@@ -261,7 +261,7 @@ async fn as_many_pass_as_there_is_money_for() {
         calls.spawn(async move {
             let hold = escrow.reserve(demand(place, CENT), long(), soon()).await?;
             tokio::time::sleep(Duration::from_millis(20)).await;
-            hold.settle(&[CENT]);
+            hold.settle([CENT]);
             Ok::<(), NotReserved>(())
         });
     }
@@ -278,13 +278,13 @@ async fn as_many_pass_as_there_is_money_for() {
 async fn a_report_that_nobody_answered_is_made_again() {
     let (books, places) = Books::new(&[1_000]);
     let (escrow, answers) = books.node(0);
-    escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle(&[100]);
+    escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle([100]);
     let hold = escrow.reserve(demand(places[0], 50), long(), soon()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(books.used(places[0]), 100);
 
     answers.store(false, Ordering::Relaxed);
-    hold.settle(&[50]);
+    hold.settle([50]);
     tokio::time::sleep(Duration::from_secs(3)).await;
     answers.store(true, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -298,17 +298,19 @@ async fn a_report_that_nobody_answered_is_made_again() {
 async fn an_overdraft_is_spent_while_the_ledger_is_silent_and_paid_when_it_answers() {
     let (books, places) = Books::new(&[100, 100]);
     let (escrow, answers) = books.node(0);
-    let credit = |amount| -> Arc<[Demand]> { Arc::new([Demand { place: places[0], amount, overdraft: 30 }]) };
+    let credit = |amount| -> Arc<[Demand]> {
+        Arc::new([Demand { place: places[0], unit: Unit::Tokens, amount, overdraft: 30 }])
+    };
     let reserve = |demands| escrow.reserve(demands, long(), soon());
-    reserve(credit(100)).await.unwrap().settle(&[100]);
+    reserve(credit(100)).await.unwrap().settle([100]);
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(matches!(reserve(credit(1)).await, Err(NotReserved::Refused(Refused::Exceeded { .. }))), "it answers");
     assert!(reserve(demand(places[1], 90)).await.is_ok());
 
     answers.store(false, Ordering::Relaxed);
-    reserve(credit(20)).await.unwrap().settle(&[20]);
+    reserve(credit(20)).await.unwrap().settle([20]);
     let began = now();
-    reserve(credit(10)).await.unwrap().settle(&[10]);
+    reserve(credit(10)).await.unwrap().settle([10]);
     assert!(now() - began < Duration::from_secs(1), "that nobody answers is known by now");
     assert!(matches!(reserve(credit(1)).await, Err(NotReserved::Unanswered { .. })), "the overdraft is spent");
     assert!(matches!(reserve(demand(places[1], 100)).await, Err(NotReserved::Unanswered { .. })));
@@ -323,7 +325,7 @@ async fn an_overdraft_is_spent_while_the_ledger_is_silent_and_paid_when_it_answe
         each: false,
     }));
     assert!(matches!(reserve(credit(11)).await, Err(NotReserved::Refused(Refused::Exceeded { .. }))));
-    reserve(credit(10)).await.unwrap().settle(&[10]);
+    reserve(credit(10)).await.unwrap().settle([10]);
     assert_eq!(escrow.lease(places[0]).unwrap().debt(), 0);
 }
 
@@ -333,7 +335,7 @@ async fn what_was_used_beyond_what_was_set_aside_is_marked_too() {
     let (books, places) = Books::new(&[1_000]);
     let (escrow, _) = books.node(0);
 
-    escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle(&[1_500]);
+    escrow.reserve(demand(places[0], 100), long(), soon()).await.unwrap().settle([1_500]);
     tokio::time::sleep(Duration::from_secs(3)).await;
 
     let lease = escrow.lease(places[0]).unwrap();
@@ -394,7 +396,7 @@ async fn who_leaves_the_line_takes_nothing_along() {
     assert!(tokio::time::timeout(Duration::from_millis(10), waits).await.is_err());
     answers.store(true, Ordering::Relaxed);
 
-    escrow.reserve(demand(places[0], 20), long(), soon()).await.unwrap().settle(&[20]);
+    escrow.reserve(demand(places[0], 20), long(), soon()).await.unwrap().settle([20]);
 
     assert_eq!(escrow.lease(places[0]).unwrap().busy(), 20);
 }
@@ -429,7 +431,7 @@ async fn what_is_said_within_a_moment_is_said_together() {
 
     for place in places {
         let escrow = escrow.clone();
-        attempts.spawn(async move { escrow.reserve(demand(place, 1), long(), soon()).await.unwrap().settle(&[1]) });
+        attempts.spawn(async move { escrow.reserve(demand(place, 1), long(), soon()).await.unwrap().settle([1]) });
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     attempts.join_all().await;

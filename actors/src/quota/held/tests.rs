@@ -12,7 +12,7 @@ fn what_nobody_answered_is_said_again_though_nobody_waits_any_more() {
     let began = tokio::time::Instant::now().into_std();
     let at = |seconds| began + Duration::from_secs(seconds);
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
+    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 0 }]);
     let Ok(Reserved::Waits(answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), at(0)) else {
         panic!("nothing is granted yet");
     };
@@ -37,14 +37,14 @@ fn a_window_that_is_over_is_remembered_while_it_may_be_spent_of_here() {
     let place = Place::new(BudgetId(0), 0);
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 9 }]);
+    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 9 }]);
     let waits = held.reserve(&demands, Patience::all(Duration::ZERO), now);
     assert!(matches!(waits, Ok(Reserved::Waits(..))));
     let standing = Standing { granted: 5, limit: 100, held: 5, ..Standing::default() };
     held.told(place, Told::Standing(standing), now, now);
     let marks = held.marks(now);
     held.marked(&marks, true);
-    held.settle(&demands, &[5]);
+    held.settle(&demands, [5]);
     assert_eq!(held.statements(now, 9)[0].1.used, 5);
     held.told(place, Told::Over(Standing { used: 5, ..standing }), now, now);
 
@@ -64,7 +64,7 @@ async fn nobody_in_line_is_refused_what_the_ledger_says_is_free() {
     let now = tokio::time::Instant::now().into_std();
     let later = now + DOUBT_MAX;
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 0 }]);
+    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 0 }]);
     let mut wait = || match held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap() {
         Reserved::Waits(answer, _todo) => answer,
         Reserved::Taken(_todo) => panic!("nothing is granted yet"),
@@ -95,7 +95,7 @@ fn where_it_was_lent_to_is_remembered_though_all_is_said() {
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
     for place in [lent, not_lent] {
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 5, overdraft: 9 }]);
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 9 }]);
         let Ok(Reserved::Waits(mut answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), now) else {
             panic!("nothing is granted yet");
         };
@@ -108,7 +108,7 @@ fn where_it_was_lent_to_is_remembered_though_all_is_said() {
         let marks = held.marks(now);
         held.marked(&marks, true);
         assert_eq!(answer.try_recv(), Ok(Ok(())));
-        held.settle(&demands, &[5]);
+        held.settle(&demands, [5]);
     }
     assert_eq!(held.statements(now, 9).len(), 2);
     for place in [lent, not_lent] {
@@ -127,7 +127,7 @@ fn so_many_places_are_spent_of_here_and_no_more() {
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
     let mut reserve = |place| {
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, amount: 1, overdraft: 0 }]);
+        let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 1, overdraft: 0 }]);
         match held.reserve(&demands, Patience::all(Duration::ZERO), now) {
             Ok(Reserved::Waits(answer, _todo)) => {
                 drop(answer);
