@@ -2,7 +2,7 @@
 //! over holds of it.
 
 use super::access::{Scope, budgets_of};
-use super::control::Control;
+use super::control::{ChangeError, Control};
 use super::error::ApiError;
 use super::http::{Answer, Call};
 use super::resources::failed;
@@ -402,13 +402,13 @@ fn time(since_1970: Duration) -> String {
 /// Who is limited to some tenants names those budgets that the tenants and their teams name, or that what he writes named
 /// `before`: with any other he would see how it stands, and spend what is others'. What keys name gives no leave: he writes
 /// them himself.
-pub fn may_name(control: &dyn Control, scope: &Scope, before: Option<&Json>, spec: &Json) -> Result<(), ApiError> {
+pub fn may_name(control: &dyn Control, scope: &Scope, before: Option<&Json>, spec: &Json) -> Result<(), ChangeError> {
     let Scope::Tenants(tenants) = scope else { return Ok(()) };
     let owners: Vec<Json> =
         tenants.iter().filter_map(|tenant| Some(control.get(Kind::Tenants, tenant)?.spec)).collect();
     let known: BTreeSet<&str> = owners.iter().chain(before).flat_map(budgets_of).collect();
     match budgets_of(spec).find(|budget| !known.contains(budget)) {
-        Some(budget) => Err(ApiError::ForeignBudget { budget: budget.to_owned() }),
+        Some(budget) => Err(ChangeError::ForeignBudget { budget: budget.to_owned() }),
         None => Ok(()),
     }
 }
@@ -447,7 +447,7 @@ pub async fn reconcile(control: &dyn Control, call: &Call, budget: String) -> Re
     let said = serde_json::from_value(Json::Object(call.object()?));
     let said = said.map_err(|error| ApiError::wrong("", error.to_string()))?;
     let asked = Reconcile { budget, said };
-    let reconciled = control.reconcile(asked, call.context()).await.map_err(|error| failed(call, error))?;
+    let reconciled = control.reconcile(asked, call.context(Grant::Admin)).await.map_err(|error| failed(call, error))?;
     Ok(Answer::ok(json!(reconciled)))
 }
 

@@ -105,6 +105,8 @@ pub enum Change {
 pub struct Context {
     /// The name of the operator's key, for the audit.
     pub operator: String,
+    /// Where the caller may make such a change, whose budgets it may name.
+    pub scope: Scope,
     pub request_id: String,
     pub wait: Wait,
 }
@@ -163,6 +165,11 @@ pub enum ChangeError {
     /// `current` is None when it is gone.
     #[error("it has changed meanwhile")]
     Changed { current: Option<u64> },
+    #[error(
+        "your roles are limited to some tenants; none of them, and no team of theirs, names the budget `{budget}`: only whose \
+         roles are not limited puts something of theirs under it"
+    )]
+    ForeignBudget { budget: String },
     #[error("`{section}` in the configuration file declares it; change it there")]
     DeclaredInFile { section: String },
     /// Also: used by others, built in, too many of them, not possible without a quorum.

@@ -25,11 +25,6 @@ pub enum ApiError {
     #[error("your roles are limited to some tenants; {0}")]
     OutOfScope(&'static str),
     /// Whether there is such a budget he does not learn.
-    #[error(
-        "your roles are limited to some tenants; none of them, and no team of theirs, names the budget `{budget}`: only whose \
-         roles are not limited puts something of theirs under it"
-    )]
-    ForeignBudget { budget: String },
     #[error("what was sent is not right")]
     Wrong(Vec<Wrong>),
     #[error("the body has more than {max} bytes")]
@@ -88,9 +83,10 @@ impl ApiError {
             | Self::Change(ChangeError::NotFound | ChangeError::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::Auth(AuthError::Unknown) => StatusCode::UNAUTHORIZED,
-            Self::Auth(AuthError::NoRole) | Self::Forbidden(_) | Self::OutOfScope(_) | Self::ForeignBudget { .. } => {
-                StatusCode::FORBIDDEN
-            }
+            Self::Auth(AuthError::NoRole)
+            | Self::Forbidden(_)
+            | Self::OutOfScope(_)
+            | Self::Change(ChangeError::ForeignBudget { .. }) => StatusCode::FORBIDDEN,
             Self::Wrong(_) | Self::Broken | Self::Change(ChangeError::Invalid(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -122,7 +118,7 @@ impl ApiError {
             Self::Auth(AuthError::Unknown) => "invalid_key",
             Self::Auth(AuthError::NoRole) => "no_role",
             Self::Forbidden(_) => "role_needed",
-            Self::OutOfScope(_) | Self::ForeignBudget { .. } => "out_of_scope",
+            Self::OutOfScope(_) | Self::Change(ChangeError::ForeignBudget { .. }) => "out_of_scope",
             Self::Wrong(_) | Self::Change(ChangeError::Invalid(_)) => "invalid",
             Self::TooLarge { .. } => "too_large",
             Self::Slow(_) => "timeout",

@@ -12,6 +12,7 @@ use http::{HeaderName, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
 use serde_json::{Map, Value as Json};
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::time::Duration;
 
@@ -51,9 +52,11 @@ impl Call {
         }
     }
 
-    pub fn context(&self) -> Context {
+    /// Of a change that needs `least`.
+    pub fn context(&self, least: Grant) -> Context {
         Context {
             operator: self.operator.name.clone(),
+            scope: self.operator.scope(least).unwrap_or_else(|| Scope::Tenants(BTreeSet::new())),
             request_id: self.request_id.as_str().to_owned(),
             wait: self.query.wait,
         }

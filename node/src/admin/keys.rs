@@ -34,7 +34,7 @@ pub async fn create(control: &dyn Control, call: &Call) -> Result<Answer, ApiErr
     spec.insert("hash".to_owned(), KeyHash::of(&text).to_text().into());
     let spec = Json::Object(spec);
     let change = Change::Put { kind: Kind::Keys, name: name.clone(), spec: spec.clone(), expected: Expected::Absent };
-    let changed = control.change(change, call.context()).await;
+    let changed = control.change(change, call.context(Grant::Operator)).await;
     let changed = changed.map_err(|error| failed(call, error).about(|| item(Kind::Keys, &name)))?;
     let location = format!("{PREFIX}keys/{}", encode(&name));
     let stored = Stored { name, spec, version: changed.version, origin: Origin::Api, revoked: false, off: false };
@@ -50,7 +50,7 @@ fn may_make(control: &dyn Control, call: &Call, spec: &Map<String, Json>) -> Res
     }
     let scope = call.scope(Grant::Operator)?;
     if scope.covers(Kind::Keys, "", &spec) {
-        return may_name(control, &scope, None, &spec);
+        return Ok(may_name(control, &scope, None, &spec)?);
     }
     Err(ApiError::OutOfScope("give the key one of them as `tenant`"))
 }
@@ -73,7 +73,7 @@ pub async fn revoke(control: &dyn Control, call: &Call, key: String) -> Result<A
         return Err(ApiError::OwnKey);
     }
     let change = Change::Revoke { key: reference, cut };
-    let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
+    let changed = control.change(change, call.context(Grant::Operator)).await.map_err(|error| failed(call, error))?;
     Ok(done(json!({ "name": key, "revoked": true, "cut": cut, "version": changed.version }), changed, false))
 }
 

@@ -31,12 +31,12 @@ pub fn audit(control: &dyn Control, call: &Call) -> Result<Answer, ApiError> {
 
 pub async fn drain(control: &dyn Control, call: &Call, node: String) -> Result<Answer, ApiError> {
     call.everywhere(Grant::Operator, EVERYONES)?;
-    control.drain(node.clone(), call.context()).await.map_err(|error| failed(call, error))?;
+    control.drain(node.clone(), call.context(Grant::Admin)).await.map_err(|error| failed(call, error))?;
     Ok(Answer { status: StatusCode::ACCEPTED, ..Answer::ok(json!({ "node": node, "draining": true })) })
 }
 
 pub async fn remove(control: &dyn Control, call: &Call, node: String) -> Result<Answer, ApiError> {
     call.everywhere(Grant::Admin, EVERYONES)?;
-    control.remove(node.clone(), call.context()).await.map_err(|error| failed(call, error))?;
+    control.remove(node.clone(), call.context(Grant::Admin)).await.map_err(|error| failed(call, error))?;
     Ok(Answer::ok(json!({ "node": node, "removed": true })))
 }

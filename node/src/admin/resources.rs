@@ -79,7 +79,8 @@ pub async fn put(control: &dyn Control, call: &Call, kind: Kind, name: String) -
     pinned |= judge(control, call, kind, &name, before.as_ref(), Some(&spec))?;
     let expected = call.precondition.expected(before.as_ref().map(|stored| stored.version), pinned)?;
     let change = Change::Put { kind, name: name.clone(), spec: spec.clone(), expected };
-    let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
+    let changed =
+        control.change(change, call.context(needed_for(kind, false))).await.map_err(|error| failed(call, error))?;
     let (revoked, off) = before.as_ref().map_or((false, false), |before| (before.revoked, before.off));
     let stored = Stored { name, spec, version: changed.version, origin: Origin::Api, revoked, off };
     Ok(done(shown(kind, &stored), changed, before.is_none()))
@@ -117,7 +118,8 @@ pub async fn delete(control: &dyn Control, call: &Call, kind: Kind, name: String
         (precondition, before) => precondition.expected(before.map(|stored| stored.version), pinned)?,
     };
     let change = Change::Delete { kind, name: name.clone(), expected };
-    let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
+    let changed =
+        control.change(change, call.context(needed_for(kind, false))).await.map_err(|error| failed(call, error))?;
     Ok(done(json!({ "name": name, "version": changed.version }), changed, false))
 }
 
@@ -155,7 +157,7 @@ fn judge(
 pub async fn switch(control: &dyn Control, call: &Call, provider: String, off: bool) -> Result<Answer, ApiError> {
     call.everywhere(Grant::Operator, "providers are everyone's")?;
     let change = Change::SwitchProvider { name: provider.clone(), off };
-    let changed = control.change(change, call.context()).await.map_err(|error| failed(call, error))?;
+    let changed = control.change(change, call.context(Grant::Operator)).await.map_err(|error| failed(call, error))?;
     Ok(done(json!({ "name": provider, "off": off, "version": changed.version }), changed, false))
 }
 
@@ -222,7 +224,7 @@ pub async fn change_team(
         let whole = with_team(&stored.spec, &name, spec.clone()).ok_or(ApiError::NotFound)?;
         let expected = team_expected(call, &stored, there)?;
         let change = Change::Put { kind: Kind::Tenants, name: tenant.clone(), spec: whole.clone(), expected };
-        match control.change(change, call.context()).await {
+        match control.change(change, call.context(Grant::Admin)).await {
             Ok(changed) => {
                 let stored = Stored { spec: whole, version: changed.version, origin: Origin::Api, ..stored };
                 let body = match spec {

@@ -21,7 +21,7 @@ use tracing::warn;
 use super::reconcile::Plan;
 use super::{Member, budgets, secrets};
 use crate::admin::access::{Operator, Scope};
-use crate::admin::budgets::{BudgetStanding, Of, Reconcile, Reconciled};
+use crate::admin::budgets::{BudgetStanding, Of, Reconcile, Reconciled, may_name};
 use crate::admin::control::{
     AuditEntry, AuthError, Change, ChangeError, Changed, Context, Control, Expected, KeyRef, Stored, Wait, Waited,
 };
@@ -99,6 +99,7 @@ impl MemberControl {
     async fn decide(&self, change: Change, context: &Context) -> Result<(u64, Accepted), ChangeError> {
         for _try in 0..TRIES_MAX {
             let act = self.checked(&change)?;
+            self.may_make(&change, &context.scope)?;
             let accepted = self.propose(act, context).await?;
             let version = match accepted.reply.clone() {
                 Reply::Put { version } => version,
@@ -125,6 +126,14 @@ impl MemberControl {
         }
         let reason = format!("the resources changed {TRIES_MAX} times while this was checked");
         Err(ChangeError::Unavailable { reason, retry_after: RETRY_AFTER })
+    }
+
+    /// The caller's own node may have been behind when it was asked: looked at anew each time, after the shape that goes into
+    /// the command was read.
+    fn may_make(&self, change: &Change, scope: &Scope) -> Result<(), ChangeError> {
+        let Change::Put { kind: kind @ (Kind::Keys | Kind::Tenants), name, spec, .. } = change else { return Ok(()) };
+        let before = self.get(*kind, name).map(|stored| stored.spec);
+        may_name(self, scope, before.as_ref(), spec)
     }
 
     async fn propose(&self, act: Act, context: &Context) -> Result<Accepted, ChangeError> {
