@@ -317,7 +317,7 @@ fn read_all<'a>(entries: impl Iterator<Item = (Kind, &'a str, &'a str)>) -> (Res
     for (kind, name, text) in entries {
         complaints.within(kind.name(), |complaints| {
             complaints.within(name, |complaints| match Spec::read(kind, text) {
-                Err(error) => complaints.add("", format!("{error}: {}", error.cause)),
+                Err(error) => complaints.add(&error.path, error.message()),
                 Ok(spec) => {
                     let before = complaints.len();
                     spec.check(complaints);

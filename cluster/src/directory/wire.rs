@@ -21,6 +21,20 @@ use super::route::RouteSpec;
 use super::secret::{SecretRef, SecretSource};
 use super::tenant::TenantSpec;
 
+/// Where a text that could not be read went wrong. Read again, with an eye on that, as nearly all can be read.
+fn wrong_at<T: DeserializeOwned>(text: &str) -> String {
+    use serde_path_to_error::Segment;
+
+    let read = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_str(text));
+    let Err(error) = read else { return String::new() };
+    let word = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(index.to_string()),
+        Segment::Map { key } => Some(key.clone()),
+        Segment::Enum { variant: _ } | Segment::Unknown => None,
+    };
+    error.path().iter().filter_map(word).collect::<Vec<_>>().join(".")
+}
+
 /// One resource of any kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
@@ -39,8 +53,22 @@ pub enum Spec {
 #[error("is not what one of the {kind} looks like")]
 pub struct SpecError {
     pub kind: Kind,
+    /// The words of the way to what is wrong, joined by dots; empty where that is the whole of it.
+    pub path: String,
     #[source]
     pub cause: serde_json::Error,
+}
+
+impl SpecError {
+    /// What is wrong there.
+    pub fn message(&self) -> String {
+        if self.path.is_empty() {
+            return format!("{self}: {}", self.cause);
+        }
+        let cause = self.cause.to_string();
+        // The lines are not those of whoever wrote it.
+        cause.split_once(" at line ").map_or(cause.as_str(), |(cause, _place)| cause).to_owned()
+    }
 }
 
 impl Spec {
@@ -53,7 +81,7 @@ impl Spec {
             } else {
                 Err(serde::de::Error::custom("it is not an object"))
             };
-            read.map_err(|cause| SpecError { kind, cause })
+            read.map_err(|cause| SpecError { kind, path: wrong_at::<T>(text), cause })
         }
         Ok(match kind {
             Kind::Providers => Self::Provider(read(kind, text)?),
@@ -92,7 +120,11 @@ impl Spec {
             Self::Budget(spec) => minimal(spec),
             Self::Key(spec) => minimal(&KeySpec { secret: None, ..(**spec).clone() }),
         };
-        value.map(|value| value.to_string()).map_err(|cause| SpecError { kind: self.kind(), cause })
+        value.map(|value| value.to_string()).map_err(|cause| SpecError {
+            kind: self.kind(),
+            path: String::new(),
+            cause,
+        })
     }
 
     /// What can be said of the resource alone.

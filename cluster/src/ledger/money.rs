@@ -26,7 +26,9 @@ const PICO_DIGITS: u32 = 12;
 /// Why a text is not an amount of money.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AmountError {
-    #[error("`{text}` is not an amount of money; wanted something like `$25` or `$0.002`")]
+    #[error(
+        "`{text}` is not an amount of money; wanted something like `$25` or `$0.002`, without a comma or an exponent"
+    )]
     Malformed { text: String },
     #[error("`{text}` is negative; an amount of money is not")]
     Negative { text: String },

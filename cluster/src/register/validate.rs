@@ -74,7 +74,7 @@ pub fn validate(register: &Register, change: Change<'_>, policy: Policy<'_>) -> 
                 match Spec::read(*kind, text) {
                     Ok(spec) => spec.put(name, &mut resources),
                     Err(error) => problems.within(kind.name(), |problems| {
-                        problems.add(name, format!("{error}: {}", error.cause));
+                        problems.within(name, |problems| problems.add(&error.path, error.message()));
                     }),
                 }
             }
@@ -102,7 +102,7 @@ fn check_put(
     let spec = match Spec::read(kind, text) {
         Ok(spec) => spec,
         Err(error) => {
-            problems.add("", format!("{error}: {}", error.cause));
+            problems.add(&error.path, error.message());
             return None;
         }
     };

@@ -136,5 +136,5 @@ fn a_budget_that_is_not_known_is_no_leave() {
 
     assert_eq!(budgets("one").unwrap().len(), 1);
     assert_eq!(budgets("two"), Err(UnknownBudget { name: "future".to_owned() }));
-    assert!(directory.complaints().to_string().contains("budgets.future: is not what one of the budgets looks like"));
+    assert!(directory.complaints().to_string().contains("budgets.future.telepathy: unknown field"));
 }

@@ -51,7 +51,7 @@ fn what_refers_to_nothing_is_told_with_its_path() {
     assert!(one(Kind::Keys, "k*", &key_spec("k", "")).starts_with("keys.k*: has a `*`"));
     assert!(
         one(Kind::Routes, "new", r#"{"tragets":[]}"#)
-            .starts_with("routes.new: is not what one of the routes looks like: ")
+            .starts_with("routes.new.tragets: unknown field `tragets`, expected one of ")
     );
     assert!(one(Kind::Roles, "viewer", "{}").starts_with("roles.viewer: always exists"));
     assert_eq!(one(Kind::Keys, "k", &key_spec("k", r#","tenant":"acme","team":"a","roles":["viewer"]"#)), "");
@@ -93,6 +93,9 @@ fn a_budget_is_checked_and_so_is_who_names_it() {
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":50,"window":"day"}"#);
     assert!(wrong.starts_with("budgets.b.limit: `50` does not say of what"), "{wrong}");
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"fortnight"}"#);
+    assert!(wrong.starts_with("budgets.b.window: unknown variant `fortnight`, expected one of `day`"), "{wrong}");
+    assert!(!wrong.contains(" line "), "{wrong}");
+    let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"day""#);
     assert!(wrong.starts_with("budgets.b: is not what one of the budgets looks like: "), "{wrong}");
 
     world.put(Kind::Budgets, "day", r#"{"limit":"$1","window":"day"}"#);

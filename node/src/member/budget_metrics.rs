@@ -98,9 +98,9 @@ fn tell(member: &Member, names: &Names, seen: &Seen, percent: u8) {
     let Some(unit) = unit else { return };
     let (spent, limit) = (unit.show(shown.spent()), unit.show(shown.limit));
     if percent < WARN_FROM {
-        info!(budget = %name, percent, spent, limit, ?window, "a budget has passed a threshold");
+        info!(budget = %name, percent, spent, limit, window, "a budget has passed a threshold");
     } else {
-        warn!(budget = %name, percent, spent, limit, ?window, "a budget has passed a threshold");
+        warn!(budget = %name, percent, spent, limit, window, "a budget has passed a threshold");
     }
 }
 
