@@ -171,8 +171,8 @@ pub enum LimitError {
     #[error("`{text}` does not say of what; wanted something like `$50`, `100k tokens` or `5000 requests`")]
     NoUnit { text: String },
     #[error(
-        "`{text}` is not a whole number of {unit}; wanted something like `100000`, `100k` or `1.5M`, with a small `k` and a large \
-         `M`, and without a comma or an exponent"
+        "`{text}` is not a whole number of {unit}; wanted something like `100000`, `100k` or `2M` (a small k, a large M), \
+         without a point, a comma or an exponent"
     )]
     NotWhole { text: String, unit: &'static str },
     #[error(transparent)]

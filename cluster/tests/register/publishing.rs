@@ -108,7 +108,7 @@ fn there_is_a_directory_whatever_the_register_holds() {
     let complaints: Vec<_> = directory.complaints().iter().map(ToString::to_string).collect();
     let paths: Vec<_> = complaints.iter().map(|complaint| complaint.split(':').next().unwrap()).collect();
     let wanted = [
-        "providers.future",
+        "providers.future.telepathy",
         "prices.broken.input",
         "prices.broken.output",
         "routes.mixed.targets.1",

@@ -93,7 +93,7 @@ fn a_budget_is_checked_and_so_is_who_names_it() {
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":50,"window":"day"}"#);
     assert!(wrong.starts_with("budgets.b.limit: `50` does not say of what"), "{wrong}");
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"fortnight"}"#);
-    assert!(wrong.starts_with("budgets.b.window: unknown variant `fortnight`, expected one of `day`"), "{wrong}");
+    assert!(wrong.starts_with("budgets.b.window: unknown variant `fortnight`, expected one of `total`"), "{wrong}");
     assert!(!wrong.contains(" line "), "{wrong}");
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"day""#);
     assert!(wrong.starts_with("budgets.b: is not what one of the budgets looks like: "), "{wrong}");
