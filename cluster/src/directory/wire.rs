@@ -67,7 +67,7 @@ impl SpecError {
         }
         let cause = self.cause.to_string();
         // The lines are not those of whoever wrote it.
-        cause.split_once(" at line ").map_or(cause.as_str(), |(cause, _place)| cause).to_owned()
+        cause.rsplit_once(" at line ").map_or(cause.as_str(), |(cause, _place)| cause).to_owned()
     }
 }
 

@@ -95,6 +95,8 @@ fn a_budget_is_checked_and_so_is_who_names_it() {
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"fortnight"}"#);
     assert!(wrong.starts_with("budgets.b.window: unknown variant `fortnight`, expected one of `total`"), "{wrong}");
     assert!(!wrong.contains(" line "), "{wrong}");
+    let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"x at line y"}"#);
+    assert!(wrong.starts_with("budgets.b.window: unknown variant `x at line y`, expected"), "{wrong}");
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"day""#);
     assert!(wrong.starts_with("budgets.b: is not what one of the budgets looks like: "), "{wrong}");
 

@@ -165,6 +165,7 @@ pub enum ChangeError {
     /// `current` is None when it is gone.
     #[error("it has changed meanwhile")]
     Changed { current: Option<u64> },
+    /// Whether there is such a budget he does not learn.
     #[error(
         "your roles are limited to some tenants; none of them, and no team of theirs, names the budget `{budget}`: only whose \
          roles are not limited puts something of theirs under it"

@@ -24,7 +24,6 @@ pub enum ApiError {
     Forbidden(Grant),
     #[error("your roles are limited to some tenants; {0}")]
     OutOfScope(&'static str),
-    /// Whether there is such a budget he does not learn.
     #[error("what was sent is not right")]
     Wrong(Vec<Wrong>),
     #[error("the body has more than {max} bytes")]
