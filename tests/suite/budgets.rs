@@ -444,6 +444,42 @@ async fn a_budget_in_money_takes_no_model_without_a_price() {
     assert_eq!(provider.bill().await.total.requests, 0);
 }
 
+/// Of two targets the budget has room for the cheaper one only. That the other is too dear is no last word while the cheaper
+/// one may answer: not where it fails, and not where its breaker is open, when it gets a call all the same.
+#[tokio::test]
+async fn a_target_too_dear_does_not_hide_that_another_may_be_tried_again() {
+    let provider = provider(10).await;
+    let config = r#"
+providers:
+  cheap: { kind: openai, api_key: cheap, base_url: "{provider}/v1", breaker: { failures_max: 2, open_for: 10m } }
+  dear: { kind: openai, api_key: dear, base_url: "{provider}/v1" }
+prices: { cheap/m: { input: $0.15, output: $0.60 }, dear/m: { input: $1000, output: $1000 } }
+routes: { both: { targets: [cheap/m, dear/m], retries: { attempts_max: 2 } } }
+keys: { web: { secret: the-key-that-every-file-declares-0001, budgets: [b] } }
+budgets: { b: { limit: $0.01, window: total } }
+"#;
+    let node = TestNode::builder(binary!()).config(config).provider("provider", &provider).start().await;
+    let ask = async || {
+        let mut question = asking(10);
+        question["model"] = json!("both");
+        node.as_key(WEB).post("/v1/chat/completions", &question).await
+    };
+
+    provider.script(json!([{ "status": 500, "times": 2 }])).await;
+    for _ in 0..2 {
+        let failed = ask().await;
+        assert_eq!((failed.status, failed.header("x-should-retry")), (502, None), "{}", failed.text());
+    }
+    let asked = ask().await;
+    assert_eq!((asked.status, asked.header("x-lea-provider")), (200, Some("cheap")), "{}", asked.text());
+
+    let mut dear = asking(10);
+    dear["model"] = json!("dear/m");
+    let refused = node.as_key(WEB).post("/v1/chat/completions", &dear).await;
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (429, &json!("budget_exceeded")));
+    assert!(provider.requests().await.iter().all(|seen| seen.key != "dear"));
+}
+
 /// A disk that proves nothing any more burns what its process held, until an operator says what was really spent.
 #[tokio::test]
 async fn what_was_burned_is_given_back_on_an_operators_word() {

@@ -76,6 +76,8 @@ enum Then {
     Answer(Box<Live>),
     /// It was not called: on to the next.
     Skip,
+    /// Its budgets said no: on to the next, which may cost less.
+    Refused(Failure),
     /// On to the next, after a pause.
     Next(Duration),
     /// From the first again, after a pause.
@@ -92,7 +94,8 @@ impl Spend for Reservation {
 }
 
 impl Attempts {
-    /// Tries candidates until one gives content. The failure returned is the last real cause.
+    /// Tries candidates until one gives content. The failure returned is the last real cause; that budgets said no is one
+    /// only where nothing else kept an answer back, since who is told so does not try again.
     pub async fn run(mut self) -> Result<Box<Live>, Failure> {
         let deadline = self.deadline;
         let budget = deadline.saturating_duration_since(self.started);
@@ -108,13 +111,20 @@ impl Attempts {
         let now = clock::now();
         let health = Health::of(&route, |provider| gateway.usable(provider, now));
         let plan = gateway.routing.plan(&route, &health, now);
-        let mut last = None;
+        let (mut last, mut refused, mut skipped) = (None, None, None);
         let mut index = 0;
         while let Some(candidate) = plan.candidates.get(index) {
             let then = self.candidate(candidate.target, plan.following(index), false, &mut last).await;
             match then {
                 Then::Answer(live) => return Ok(live),
-                Then::Skip => index += 1,
+                Then::Skip => {
+                    skipped.get_or_insert(index);
+                    index += 1;
+                }
+                Then::Refused(failure) => {
+                    refused.get_or_insert(failure);
+                    index += 1;
+                }
                 Then::Next(pause) => {
                     tokio::time::sleep(pause).await;
                     index += 1;
@@ -126,15 +136,18 @@ impl Attempts {
                 Then::Stop => break,
             }
         }
-        // Every breaker is open: one call all the same, so that an outage that is over is noticed.
+        // The breaker of every one that can be paid is open: one call all the same, so that an outage that is over is noticed.
         if self.made == 0
             && last.is_none()
-            && let Some(candidate) = plan.candidates.first()
-            && let Then::Answer(live) = self.candidate(candidate.target, Following::Nothing, true, &mut last).await
+            && let Some(candidate) = skipped.and_then(|index| plan.candidates.get(index))
         {
-            return Ok(live);
+            match self.candidate(candidate.target, Following::Nothing, true, &mut last).await {
+                Then::Answer(live) => return Ok(live),
+                Then::Refused(failure) => refused = Some(failure),
+                Then::Skip | Then::Next(_) | Then::Again(_) | Then::Stop => {}
+            }
         }
-        Err(last.unwrap_or_else(|| Failure::NoHealthyUpstream { route: route.name.to_string() }))
+        Err(last.or(refused).unwrap_or_else(|| Failure::NoHealthyUpstream { route: route.name.to_string() }))
     }
 
     /// Asks the first target's provider to count, if its dialect has that. `None` where it has not, or will not: the
@@ -204,10 +217,14 @@ impl Attempts {
             self.waits = self.waits.less(clock::now().saturating_duration_since(now));
             let reservation = match reserved {
                 Ok(reservation) => reservation,
-                Err(failure) => {
-                    let again = matches!(failure, Failure::BudgetUnanswered { .. });
+                Err(failure @ Failure::BudgetUnanswered { .. }) => {
                     *last = Some(failure);
-                    return if again { Then::Stop } else { Then::Skip };
+                    return Then::Stop;
+                }
+                Err(failure) if failure.tells_of_payer() => return Then::Refused(failure),
+                Err(failure) => {
+                    last.get_or_insert(failure);
+                    return Then::Skip;
                 }
             };
             let Some(admission) = self.admit(&provider, last_resort) else {
