@@ -179,7 +179,8 @@ impl Asked<'_> {
         }
         let each = self.affordable().await?;
         let each = each.max(CAP_LEAST.min(floor));
-        Ok((self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await?, Some(each)))
+        // Its «no» is told: it is to be the ledger's, and not that others stand in line.
+        Ok((self.reserve(self.bound.capped(each), Patience::all(doubt())).await?, Some(each)))
     }
 
     /// Where the ledger is silent, what there is on credit counts as room.

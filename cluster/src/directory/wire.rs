@@ -76,12 +76,11 @@ impl Spec {
     pub fn read(kind: Kind, text: &str) -> Result<Self, SpecError> {
         fn read<T: DeserializeOwned>(kind: Kind, text: &str) -> Result<T, SpecError> {
             // A list would be taken for the fields in their order.
-            let read = if text.trim_start().starts_with('{') {
-                serde_json::from_str(text)
-            } else {
-                Err(serde::de::Error::custom("it is not an object"))
-            };
-            read.map_err(|cause| SpecError { kind, path: wrong_at::<T>(text), cause })
+            if !text.trim_start().starts_with('{') {
+                let cause = serde::de::Error::custom("it is not an object");
+                return Err(SpecError { kind, path: String::new(), cause });
+            }
+            serde_json::from_str(text).map_err(|cause| SpecError { kind, path: wrong_at::<T>(text), cause })
         }
         Ok(match kind {
             Kind::Providers => Self::Provider(read(kind, text)?),

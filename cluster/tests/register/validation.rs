@@ -97,6 +97,8 @@ fn a_budget_is_checked_and_so_is_who_names_it() {
     assert!(!wrong.contains(" line "), "{wrong}");
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"x at line y"}"#);
     assert!(wrong.starts_with("budgets.b.window: unknown variant `x at line y`, expected"), "{wrong}");
+    let wrong = one(&world, Kind::Budgets, "b", r#"["fifty","day"]"#);
+    assert_eq!(wrong, "budgets.b: is not what one of the budgets looks like: it is not an object");
     let wrong = one(&world, Kind::Budgets, "b", r#"{"limit":"$1","window":"day""#);
     assert!(wrong.starts_with("budgets.b: is not what one of the budgets looks like: "), "{wrong}");
 
