@@ -16,6 +16,19 @@ impl Display for Problem {
     }
 }
 
+/// The way to where a value does not fit its type, as [`Problem::path`] has it.
+pub fn words_of(path: &serde_path_to_error::Path) -> Vec<String> {
+    use serde_path_to_error::Segment;
+
+    let word = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(index.to_string()),
+        Segment::Map { key } => Some(key.clone()),
+        // A variant is not a level of what people write.
+        Segment::Enum { variant: _ } | Segment::Unknown => None,
+    };
+    path.iter().filter_map(word).collect()
+}
+
 /// Collects problems; a check goes on after the first.
 #[derive(Clone, Debug, Default)]
 pub struct Problems {

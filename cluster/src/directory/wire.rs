@@ -13,7 +13,7 @@ use super::key::{KeyHash, KeySpec, check_secret};
 use super::kind::Kind;
 use super::model::ModelSpec;
 use super::price::PriceSpec;
-use super::problems::Problems;
+use super::problems::{Problems, words_of};
 use super::provider::ProviderSpec;
 use super::resources::Resources;
 use super::role::RoleSpec;
@@ -23,16 +23,9 @@ use super::tenant::TenantSpec;
 
 /// Where a text that could not be read went wrong. Read again, with an eye on that, as nearly all can be read.
 fn wrong_at<T: DeserializeOwned>(text: &str) -> String {
-    use serde_path_to_error::Segment;
-
     let read = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_str(text));
     let Err(error) = read else { return String::new() };
-    let word = |segment: &Segment| match segment {
-        Segment::Seq { index } => Some(index.to_string()),
-        Segment::Map { key } => Some(key.clone()),
-        Segment::Enum { variant: _ } | Segment::Unknown => None,
-    };
-    error.path().iter().filter_map(word).collect::<Vec<_>>().join(".")
+    words_of(error.path()).join(".")
 }
 
 /// One resource of any kind.

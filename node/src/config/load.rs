@@ -8,7 +8,7 @@ use super::secret::{Secrets, resolve};
 use super::tree::{FILE_BYTES_MAX, Node, Path, Place, parse};
 use super::{Config, schema};
 use cluster::directory::Directory;
-use cluster::directory::problems::Problems;
+use cluster::directory::problems::{Problems, words_of};
 use cluster::directory::resources::Resources;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
@@ -136,7 +136,7 @@ impl Findings<'_> {
                 Ok(value) => return value,
                 Err(error) => error,
             };
-            let words: Vec<String> = error.path().iter().filter_map(word).collect();
+            let words = words_of(error.path());
             let path = self.tree.path_of(&words, &self.left_out);
             // A value that lacks what was left out of it has its problem already.
             if !self.left_out.iter().any(|earlier| earlier.starts_with(&path)) {
@@ -223,15 +223,6 @@ fn in_our_words(message: &str) -> String {
     match value {
         Some((value, expected)) => format!("is `{}`; expected {expected}", value.trim_matches('"')),
         None => message.to_owned(),
-    }
-}
-
-fn word(segment: &serde_path_to_error::Segment) -> Option<String> {
-    match segment {
-        serde_path_to_error::Segment::Seq { index } => Some(index.to_string()),
-        serde_path_to_error::Segment::Map { key } => Some(key.clone()),
-        // A variant is not a level of the file.
-        serde_path_to_error::Segment::Enum { variant: _ } | serde_path_to_error::Segment::Unknown => None,
     }
 }
 
