@@ -419,6 +419,29 @@ mod tests {
         assert!(held.iter().all(|reservation| reservation.cap().is_none()));
     }
 
+    /// What one call gives back is its own: nothing of what is set aside for the calls beside it.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_set_aside_is_given_back_once() {
+        let node = alone(LONGEST * 100);
+        let escrow = node.quota.escrow().unwrap();
+        let place = escrow.find_now(|places| places.of(&node.budgets[0], UserId::NOBODY)).unwrap();
+        let each = INPUT + LONGEST;
+        let mut calls = Vec::new();
+        for _ in 0..6 {
+            calls.push(node.reserve(1, false).await.unwrap());
+        }
+        assert_eq!(escrow.reserved(place), 6 * each);
+
+        drop(calls.pop());
+        assert_eq!(escrow.reserved(place), 5 * each, "no call was made");
+        calls.pop().unwrap().dispatch().settle(used(100));
+        assert_eq!(escrow.reserved(place), 4 * each, "the provider said what was used");
+        drop(calls.pop().unwrap().dispatch());
+        assert_eq!(escrow.reserved(place), 3 * each, "nobody knows what was used");
+        let lease = escrow.lease(place).unwrap();
+        assert_eq!(lease.used(), INPUT + 100 + each);
+    }
+
     /// Another node holds most of it and does not use it: that is no reason to cap.
     #[tokio::test(start_paused = true)]
     async fn what_others_hold_and_do_not_use_is_called_back_rather_than_an_answer_capped() {
