@@ -12,8 +12,9 @@ pub mod state;
 
 pub use state::{Advice, Ground, Policy, Standing, State, Verdict};
 
+use crate::metrics::KeptCounter;
 use crate::supervisor::{Child, ChildKey, Mailbox, Place, StartError, Supervisor};
-use ::metrics::{Counter, Gauge};
+use ::metrics::Gauge;
 use arc_swap::ArcSwap;
 use marks::Key;
 use parking_lot::Mutex;
@@ -326,15 +327,17 @@ const OPEN: f64 = 2.0;
 /// Handles made once for each provider: looking one up costs more than the rest of a verdict.
 struct Metrics {
     state: Gauge,
-    opened: Counter,
-    closed: Counter,
-    half_opened: Counter,
-    throttled: Counter,
+    opened: KeptCounter,
+    closed: KeptCounter,
+    half_opened: KeptCounter,
+    throttled: KeptCounter,
 }
 
 impl Metrics {
     fn new(provider: &Arc<str>) -> Self {
-        let to = |to: &'static str| ::metrics::counter!(metrics::TRANSITIONS, "provider" => Arc::clone(provider), "to" => to);
+        let to = |to: &'static str| {
+            KeptCounter::new(::metrics::counter!(metrics::TRANSITIONS, "provider" => Arc::clone(provider), "to" => to))
+        };
         Self {
             state: ::metrics::gauge!(metrics::STATE, "provider" => Arc::clone(provider)),
             opened: to("open"),

@@ -2,6 +2,11 @@
 //!
 //! A room lists its own in `<room>/metrics.rs`; here they meet, for the exporter and for the generated reference.
 
+use ::metrics::Counter;
+use parking_lot::Mutex;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+
 /// Registers help and unit of every metric with the installed recorder. To be called once, after it is installed.
 pub fn describe_all() {
     for described in all() {
@@ -14,6 +19,49 @@ pub fn describe_all() {
 }
 
 pub use cluster::metrics::{Described, Kind};
+
+/// A counter looked up once, and counted on through its handle. The exporter forgets a series that nobody has touched for
+/// long, and what its handle counts after that is shown to nobody; so each of these is touched whenever metrics are read.
+#[derive(Clone)]
+pub struct KeptCounter {
+    counter: Counter,
+    _is_kept: Arc<()>,
+}
+
+/// Of the process, as the recorder is.
+static KEPT: Mutex<Vec<(Weak<()>, Counter)>> = Mutex::new(Vec::new());
+
+impl KeptCounter {
+    pub fn new(counter: Counter) -> Self {
+        let is_kept = Arc::new(());
+        let mut kept = KEPT.lock();
+        // Metrics may never be read.
+        if kept.len() == kept.capacity() {
+            kept.retain(|(is_kept, _counter)| is_kept.strong_count() > 0);
+            // Else the next would look through all of them again.
+            let more = kept.len() + 1;
+            kept.reserve(more);
+        }
+        kept.push((Arc::downgrade(&is_kept), counter.clone()));
+        Self { counter, _is_kept: is_kept }
+    }
+}
+
+impl Deref for KeptCounter {
+    type Target = Counter;
+
+    fn deref(&self) -> &Counter {
+        &self.counter
+    }
+}
+
+/// Before metrics are read: the series of all [`KeptCounter`] stay. Those of handles that are gone may be forgotten.
+pub fn touch_kept() {
+    KEPT.lock().retain(|(is_kept, counter)| {
+        counter.increment(0);
+        is_kept.strong_count() > 0
+    });
+}
 
 /// Every room's metrics, in the order of the rooms; those of the rooms below last.
 pub fn all() -> Vec<&'static Described> {
@@ -37,6 +85,14 @@ const ROOMS: &[&[Described]] = &[
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_list_of_handles_that_are_gone_does_not_grow() {
+        let last = (0..10_000).map(|_| KeptCounter::new(Counter::noop())).last();
+
+        let kept = KEPT.lock();
+        assert!(last.is_some() && kept.len() < 5_000, "{}", kept.len());
+    }
 
     #[test]
     fn names_are_unique_and_ours() {

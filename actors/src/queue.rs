@@ -12,7 +12,8 @@ pub mod shared;
 mod slots;
 mod window;
 
-use ::metrics::{Counter, Gauge};
+use crate::metrics::KeptCounter;
+use ::metrics::Gauge;
 use cluster::clock;
 use parking_lot::{Mutex, RwLock};
 use schemars::JsonSchema;
@@ -386,11 +387,11 @@ impl std::fmt::Display for Limit {
 
 struct Metrics {
     in_flight: Gauge,
-    requests: Counter,
-    tokens: Counter,
-    per_second: Counter,
-    parallel: Counter,
-    full: Counter,
+    requests: KeptCounter,
+    tokens: KeptCounter,
+    per_second: KeptCounter,
+    parallel: KeptCounter,
+    full: KeptCounter,
     rates_asked: Asks,
     slots_asked: Asks,
     pace_asked: Asks,
@@ -398,13 +399,15 @@ struct Metrics {
 
 /// Of one kind of limit.
 struct Asks {
-    answered: Counter,
-    unanswered: Counter,
+    answered: KeptCounter,
+    unanswered: KeptCounter,
 }
 
 impl Asks {
     fn new(limit: &'static str) -> Self {
-        let asked = |answered| ::metrics::counter!(metrics::OWNER_ASKED, "limit" => limit, "answered" => answered);
+        let asked = |answered| {
+            KeptCounter::new(::metrics::counter!(metrics::OWNER_ASKED, "limit" => limit, "answered" => answered))
+        };
         Self { answered: asked("yes"), unanswered: asked("no") }
     }
 
@@ -415,7 +418,8 @@ impl Asks {
 
 impl Metrics {
     fn new() -> Self {
-        let refused = |reason: &'static str| ::metrics::counter!(metrics::REFUSED, "reason" => reason);
+        let refused =
+            |reason: &'static str| KeptCounter::new(::metrics::counter!(metrics::REFUSED, "reason" => reason));
         Self {
             in_flight: ::metrics::gauge!(metrics::IN_FLIGHT),
             requests: refused("requests"),

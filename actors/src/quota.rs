@@ -9,7 +9,7 @@ pub mod held;
 pub mod metrics;
 pub mod shared;
 
-use ::metrics::Counter;
+use crate::metrics::KeptCounter;
 use cluster::directory::budget::Budget;
 use cluster::directory::price::{Price, TokenCounts};
 use cluster::ledger::accounts::{Place, USERS_MAX, UserId};
@@ -387,15 +387,15 @@ fn dearest(price: &Price, tokens: TokenCounts) -> NanoUsd {
 struct Counters {
     exact: Basis,
     estimated: Basis,
-    released: Counter,
-    bound_exceeded: Counter,
+    released: KeptCounter,
+    bound_exceeded: KeptCounter,
 }
 
 struct Basis {
-    charges: Counter,
-    cost: Counter,
-    input: Counter,
-    output: Counter,
+    charges: KeptCounter,
+    cost: KeptCounter,
+    input: KeptCounter,
+    output: KeptCounter,
 }
 
 impl Counters {
@@ -403,8 +403,8 @@ impl Counters {
         Self {
             exact: Basis::new(account, "exact"),
             estimated: Basis::new(account, "estimated"),
-            released: ::metrics::counter!(metrics::RELEASED),
-            bound_exceeded: ::metrics::counter!(metrics::BOUND_EXCEEDED),
+            released: KeptCounter::new(::metrics::counter!(metrics::RELEASED)),
+            bound_exceeded: KeptCounter::new(::metrics::counter!(metrics::BOUND_EXCEEDED)),
         }
     }
 
@@ -427,7 +427,7 @@ impl Basis {
                 ::metrics::Label::new("basis", basis),
             ];
             labels.extend(direction.map(|direction| ::metrics::Label::new("direction", direction)));
-            ::metrics::counter!(name, labels)
+            KeptCounter::new(::metrics::counter!(name, labels))
         };
         Self {
             charges: counter(metrics::CHARGES, None),

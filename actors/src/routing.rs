@@ -11,7 +11,7 @@ mod table;
 pub use budget::RetryBudget;
 pub use table::{FailureClass, Following, Next, Situation, after, backoff};
 
-use ::metrics::Counter;
+use crate::metrics::KeptCounter;
 use cluster::directory::route::{Route, Strategy, Target};
 use parking_lot::RwLock;
 use std::collections::HashMap;
@@ -87,20 +87,22 @@ pub struct Routing {
     turns: RwLock<HashMap<Arc<str>, AtomicU64>>,
     random: AtomicU64,
     budget: RetryBudget,
-    retries: HashMap<FailureClass, Counter>,
-    refused: Counter,
+    retries: HashMap<FailureClass, KeptCounter>,
+    refused: KeptCounter,
 }
 
 impl Routing {
     /// `seed` is any number; two nodes should not have the same.
     pub fn new(seed: u64, now: Instant) -> Self {
-        let counter = |class: FailureClass| (class, ::metrics::counter!(metrics::RETRIES, "class" => class.name()));
+        let counter = |class: FailureClass| {
+            (class, KeptCounter::new(::metrics::counter!(metrics::RETRIES, "class" => class.name())))
+        };
         Self {
             turns: RwLock::default(),
             random: AtomicU64::new(seed),
             budget: RetryBudget::new(now),
             retries: FailureClass::ALL.map(counter).into(),
-            refused: ::metrics::counter!(metrics::RETRIES_REFUSED),
+            refused: KeptCounter::new(::metrics::counter!(metrics::RETRIES_REFUSED)),
         }
     }
 

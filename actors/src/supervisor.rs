@@ -11,7 +11,7 @@ mod tasks;
 
 pub use tasks::{Executor, Remaining, Tasks};
 
-use ::metrics::Counter;
+use crate::metrics::KeptCounter;
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -82,12 +82,12 @@ pub struct Gone;
 #[derive(Clone)]
 pub struct Mailbox {
     places: Arc<Semaphore>,
-    refused: Counter,
+    refused: KeptCounter,
 }
 
 impl Mailbox {
     pub fn new(room: &'static str, places_max: usize) -> Self {
-        let refused = ::metrics::counter!(metrics::MAILBOX_FULL, "room" => room);
+        let refused = KeptCounter::new(::metrics::counter!(metrics::MAILBOX_FULL, "room" => room));
         Self { places: Arc::new(Semaphore::new(places_max)), refused }
     }
 

@@ -67,7 +67,7 @@ fn is_directive(text: &str) -> bool {
 }
 
 /// A counter or histogram that nothing touched for so long is forgotten: the key or model it is about may be gone.
-/// Gauges stay, because they are set only when something changes.
+/// Gauges stay, because they are set only when something changes, and counters that are [`KeptCounter`](actors::metrics::KeptCounter).
 const IDLE_MAX: Duration = Duration::from_hours(24);
 
 /// Log lines written at once. The thread writes what it has as soon as no further line waits.
@@ -139,7 +139,7 @@ impl Telemetry {
         let lines: Box<dyn Layer<_> + Send + Sync> = lines(config.log, writer);
         tracing_subscriber::registry().with(lines.with_filter(layer)).try_init().map_err(TelemetryError::LogTaken)?;
 
-        let recorder = recorder().map_err(TelemetryError::Buckets)?;
+        let recorder = recorder(IDLE_MAX).map_err(TelemetryError::Buckets)?;
         let metrics = recorder.handle();
         ::metrics::set_global_recorder(recorder).map_err(|error| TelemetryError::MetricsTaken(Box::new(error)))?;
         actors::metrics::describe_all();
@@ -156,6 +156,7 @@ impl Telemetry {
     pub fn render(&self) -> String {
         let dropped = u64::try_from(self.log.dropped.dropped_lines()).unwrap_or(u64::MAX);
         ::metrics::counter!(metrics::LOG_LINES_DROPPED).absolute(dropped);
+        actors::metrics::touch_kept();
         self.metrics.render()
     }
 
@@ -194,9 +195,9 @@ where
 }
 
 /// Every histogram with buckets; without them it would become a summary, which cannot be added up over nodes.
-fn recorder() -> Result<PrometheusRecorder, BuildError> {
+fn recorder(idle_max: Duration) -> Result<PrometheusRecorder, BuildError> {
     let mut builder = PrometheusBuilder::new()
-        .idle_timeout(MetricKindMask::COUNTER | MetricKindMask::HISTOGRAM, Some(IDLE_MAX))
+        .idle_timeout(MetricKindMask::COUNTER | MetricKindMask::HISTOGRAM, Some(idle_max))
         .set_buckets(COUNTS)?;
     for histogram in metrics::all().into_iter().filter(|described| described.kind == Kind::Histogram) {
         builder = builder.set_buckets_for_metric(Matcher::Full(histogram.name.to_owned()), buckets(histogram))?;
@@ -278,7 +279,7 @@ mod tests {
     /// A summary cannot be added up over nodes, so a histogram without buckets is a defect.
     #[test]
     fn every_histogram_is_rendered_with_buckets() {
-        let recorder = recorder().unwrap();
+        let recorder = recorder(IDLE_MAX).unwrap();
         let handle = recorder.handle();
         let histograms: Vec<_> = metrics::all().into_iter().filter(|one| one.kind == Kind::Histogram).collect();
 
@@ -293,6 +294,23 @@ mod tests {
             assert!(text.contains(&format!("# TYPE {} histogram", histogram.name)), "{}", histogram.name);
         }
         assert!(!text.contains("quantile="), "{text}");
+    }
+
+    #[test]
+    fn a_counter_whose_handle_is_kept_is_shown_however_long_it_idles() {
+        let recorder = recorder(Duration::ZERO).unwrap();
+        let handle = recorder.handle();
+        let made = || ::metrics::with_local_recorder(&recorder, || ::metrics::counter!("lea_test_total", "of" => "it"));
+        let shown = || {
+            actors::metrics::touch_kept();
+            handle.render().contains("lea_test_total{of=\"it\"} ")
+        };
+
+        let kept = actors::metrics::KeptCounter::new(made());
+        assert!(shown() && shown() && shown(), "idle as it is");
+        drop(kept);
+        made().increment(1);
+        assert!((0..3).any(|_read| !shown()), "nobody holds it, so it is forgotten");
     }
 
     #[test]

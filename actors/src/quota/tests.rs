@@ -1,5 +1,5 @@
 use super::*;
-use ::metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString};
+use ::metrics::{Counter, CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString};
 use cluster::ledger::money::PicoUsd;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
