@@ -109,22 +109,57 @@ async fn who_is_over_a_budget_is_told_which_and_until_when() {
     }
 }
 
-/// Twice as many at once as there is room for, over three nodes: as many pass as there is room for, and no more.
+/// Until each node has said no twenty times in a row: the provider's bill ends under the limit, and within a cent of it.
+#[tokio::test]
+async fn a_dollar_is_spent_to_the_cent_by_three_nodes() {
+    let provider = provider(1_000).await;
+    let cluster = builder(&provider, "$1").start().await;
+
+    let mut loops = JoinSet::new();
+    for number in 0..3 {
+        let client = cluster[number].as_key(WEB).with_deadline(LONG);
+        loops.spawn(async move {
+            let mut denied = 0;
+            while denied < 20 {
+                let status = client.post("/v1/chat/completions", &asking(1_000)).await.status;
+                assert!(status == 200 || status == 429, "{status}");
+                denied = if status == 429 { denied + 1 } else { 0 };
+            }
+        });
+    }
+    loops.join_all().await;
+
+    let bill = provider.settled().await.total.cost_nano_usd;
+    assert!((NANO / 100 * 99..=NANO).contains(&bill), "{bill}");
+    let operator = cluster[1].admin(&cluster.admin_key().await);
+    eventually_within(DEADLINE, "what is charged is what is billed", async || {
+        operator.get(STANDING).await.json()["settled"] == bill
+    })
+    .await;
+}
+
+/// Twice as many cents at once as there is room for, over three nodes: as many pass as there is room for, and no more.
 #[tokio::test]
 async fn as_many_pass_at_once_as_a_budget_has_room_for() {
-    let provider = provider(8).await;
-    let cluster = builder(&provider, "100 requests").start().await;
+    // A cent but for a thousandth, so that a few tokens of input fit beside a hundred tokens of output.
+    let prices = ["--answer-tokens", "100", "--input-price", "1", "--output-price", "99900"];
+    let provider = FakeProvider::builder(binary!()).arguments(&prices).start().await;
+    let config = CONFIG.replace("input: $0.15, output: $0.60", "input: $0.001, output: $99.90");
+    let cluster = TestCluster::builder(binary!()).config(&config.replace("LIMIT", "$1")).cluster(FAST);
+    let cluster = cluster.provider("provider", &provider).start().await;
 
     let mut calls = JoinSet::new();
     for number in 0..200 {
         let client = cluster[number % 3].as_key(WEB).with_deadline(LONG);
-        calls.spawn(async move { client.post("/v1/chat/completions", &asking(8)).await.status });
+        calls.spawn(async move { client.post("/v1/chat/completions", &asking(100)).await.status });
     }
     let statuses = calls.join_all().await;
 
     assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 100);
     assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 100);
-    assert_eq!(provider.settled().await.total.requests, 100);
+    let bill = provider.settled().await.total;
+    assert_eq!(bill.requests, 100);
+    assert!((NANO / 1_000 * 999..=NANO).contains(&bill.cost_nano_usd), "{bill:?}");
 }
 
 /// Until twenty denials in a row: the bill ends under the limit, and close to it. The leader is killed at half.
@@ -405,6 +440,12 @@ async fn a_budget_holds_while_the_network_is_split() {
     .await;
     assert_eq!(client.post("/v1/chat/completions", &asking(10)).await.status, 429);
     assert_eq!(provider.settled().await.total.requests, LIMIT);
+    let operator = cluster[leader].admin(&cluster.admin_key().await);
+    eventually_within(LONG, "the ledger has what the provider bills, and nothing was burned", async || {
+        let standing = operator.get(STANDING).await.json();
+        standing["settled"] == LIMIT && standing["burned"] == 0
+    })
+    .await;
 }
 
 /// A budget belongs to its name for as long as it is there: made again, it is another.

@@ -75,6 +75,12 @@ impl WallClock {
         Some(clock)
     }
 
+    /// From now on it is this time, in seconds since 1970.
+    pub fn put_at(&self, time: i64) {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        self.put(&format!("{:+}", time - i64::try_from(now.as_secs()).unwrap()));
+    }
+
     /// From now on it is as much later or earlier than it is: `-1h`, `+1d`.
     pub fn put(&self, by: &str) {
         std::fs::write(self.file(), format!("{by}\n")).unwrap();

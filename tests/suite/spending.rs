@@ -5,8 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use harness::{
-    DEADLINE, FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, copy_folder, eventually,
-    eventually_within,
+    FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, copy_folder, eventually, eventually_within,
 };
 use serde_json::{Value, json};
 
@@ -64,6 +63,12 @@ fn streamed(mut body: Value) -> Value {
 
 async fn standing(member: &Member, key: &str) -> Value {
     member.admin(key).get("/admin/v1/budgets/b/standing").await.json()
+}
+
+/// The file is another from now on.
+fn change(cluster: &TestCluster, config: &str) {
+    cluster.write_config("edge-0", config);
+    cluster.hang_up(0);
 }
 
 /// The status of one call more.
@@ -247,15 +252,88 @@ async fn a_key_that_is_deleted_while_it_spends_is_charged_all_the_same() {
 
 #[tokio::test]
 async fn a_limit_that_is_raised_lets_as_many_more_pass() {
-    let (provider, cluster) = alone("limit: 5 requests, window: total").await;
-    assert_eq!(drain(&cluster[0]).await, 5);
+    let provider = provider("8").await;
+    let cluster = builder(&provider, "limit: 5 requests, window: total").start().await;
+    let drained = async || join_all([0, 1, 2].map(|number| drain(&cluster[number]))).await.iter().sum::<u64>();
+    assert_eq!(drained().await, 5);
 
-    cluster.write_config("edge-0", &config(2, "limit: 8 requests, window: total"));
-    cluster.hang_up(0);
+    change(&cluster, &config(2, "limit: 8 requests, window: total"));
 
-    eventually_within(DEADLINE, "one more passes", async || one_more(&cluster[0]).await == 200).await;
-    assert_eq!(drain(&cluster[0]).await, 2);
+    eventually_within(LONG, "one more passes", async || one_more(&cluster[1]).await == 200).await;
+    assert_eq!(drained().await, 2);
     assert_eq!(provider.settled().await.total.requests, 8);
+}
+
+/// Another budget of the same name, terms and limit, once the first has gone.
+#[tokio::test]
+async fn a_budget_deleted_and_made_again_begins_anew() {
+    const BUDGET: &str = "limit: 3 requests, window: total";
+    let (provider, cluster) = alone(BUDGET).await;
+    let admin = cluster.admin_key().await;
+    assert_eq!(drain(&cluster[0]).await, 3);
+
+    change(&cluster, &config(2, "").replace("budgets: { b: {  } }", "").replace(", budgets: [b]", ""));
+    eventually_within(LONG, "it has gone", async || standing(&cluster[0], &admin).await["settled"].is_null()).await;
+    assert_eq!(one_more(&cluster[0]).await, 200, "nobody pays");
+    change(&cluster, &config(3, BUDGET));
+    eventually_within(LONG, "it is another", async || standing(&cluster[0], &admin).await["settled"] == 0).await;
+
+    assert_eq!(drain(&cluster[0]).await, 3);
+    eventually("it is charged for its own", async || standing(&cluster[0], &admin).await["settled"] == 3).await;
+    assert_eq!(provider.settled().await.total.requests, 7);
+}
+
+/// What was settled stays as it was; what comes after costs ten times as much.
+#[tokio::test]
+async fn a_price_that_is_changed_changes_nothing_that_was_settled() {
+    let (_provider, cluster) = alone("limit: $1, window: total").await;
+    let (client, admin) = (cluster[0].as_key(WEB), cluster.admin_key().await);
+    let settled = async || standing(&cluster[0], &admin).await["settled"].as_u64().unwrap_or_default();
+    let (old, new) = ("{ input: $0.15, output: $0.60 }", "{ input: $1.50, output: $6 }");
+
+    assert_eq!(client.post(CHAT, &asking("openai/m", "who?")).await.status, 200);
+    eventually("it is charged", async || settled().await > 0).await;
+    let cost = settled().await;
+    change(&cluster, &config(2, "limit: $1, window: total").replace(old, new));
+    eventually_within(LONG, "the prices are other ones", async || {
+        cluster[0].status().await.is_some_and(|status| status["config"]["revision"] == 2)
+    })
+    .await;
+    assert_eq!(client.post(CHAT, &asking("openai/m", "who?")).await.status, 200);
+
+    eventually("it is charged at the new price", async || settled().await == cost + 10 * cost).await;
+}
+
+/// In Berlin, of twenty-five hours in autumn and of twenty-three in spring.
+#[tokio::test]
+async fn a_day_ends_at_midnight_however_many_hours_it_has() {
+    const LIMIT: u64 = 3;
+    const HOUR: i64 = 3_600;
+    // 2026-10-25 and 2027-03-28, when clocks are changed: the hour at which each ends, in UTC, and how long it is.
+    let days = [(1_792_969_200, 25, "2026-10-25T23:00:00Z"), (1_806_271_200, 23, "2027-03-28T22:00:00Z")];
+    let Some(clock) = WallClock::new("spending::a_day_ends_at_midnight_however_many_hours_it_has") else { return };
+    clock.put_at(days[0].0 - 12 * HOUR);
+    let provider = provider("8").await;
+    let budget = format!("limit: {LIMIT} requests, window: day, timezone: Europe/Berlin");
+    let mut cluster = builder(&provider, &budget).nodes(1).prepare().await;
+    clock.start(&mut cluster).await;
+    let admin = cluster.admin_key().await;
+
+    for (midnight, hours, ends) in days {
+        clock.put_at(midnight - hours * HOUR + HOUR / 2);
+        eventually_within(LONG, "the day has begun", async || {
+            standing(&cluster[0], &admin).await["ends"] == ends && one_more(&cluster[0]).await == 200
+        })
+        .await;
+        assert_eq!(1 + drain(&cluster[0]).await, LIMIT);
+
+        clock.put_at(midnight - HOUR / 2);
+        assert_eq!(one_more(&cluster[0]).await, 429, "{ends}: it is the same day");
+        clock.put_at(midnight);
+        eventually_within(LONG, "the next day has begun", async || one_more(&cluster[0]).await == 200).await;
+        assert_eq!(1 + drain(&cluster[0]).await, LIMIT);
+    }
+    assert_eq!(provider.settled().await.total.requests, 4 * LIMIT);
 }
 
 /// It holds what it held, and wakes to a world that went on. `LEA_LONG=1` lets it sleep for a minute at least.

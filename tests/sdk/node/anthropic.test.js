@@ -142,6 +142,20 @@ test("a key over its rate is a rate limit error", async () => {
   await assert.rejects(slow.messages.create(request), Anthropic.RateLimitError);
 });
 
+test("a key over its budget is a rate limit error that the SDK does not retry", async () => {
+  let calls = 0;
+  const counted = (...request) => ((calls += 1), fetch(...request));
+  const poor = client({ apiKey: KEYS.POOR_KEY, maxRetries: 2, fetch: counted });
+
+  await assert.rejects(poor.messages.create({ model: "claude", max_tokens, messages: say("hello") }), (error) => {
+    assert.ok(error instanceof Anthropic.RateLimitError);
+    assert.equal(error.headers.get("x-should-retry"), "false");
+    return true;
+  });
+  assert.equal(calls, 1);
+  assert.deepEqual(await the.requests(), []);
+});
+
 test("a throttled provider is a rate limit error", async () => {
   await the.script({ throttle: 2, times: "always" });
 

@@ -144,6 +144,20 @@ test("a key over its rate is a rate limit error", async () => {
   });
 });
 
+test("a key over its budget is a rate limit error that the SDK does not retry", async () => {
+  let calls = 0;
+  const counted = (...request) => ((calls += 1), fetch(...request));
+  const poor = client({ apiKey: KEYS.POOR_KEY, maxRetries: 2, fetch: counted });
+
+  await assert.rejects(poor.chat.completions.create({ model: "gpt", messages: say("hello") }), (error) => {
+    assert.ok(error instanceof OpenAI.RateLimitError);
+    assert.equal(error.headers.get("x-should-retry"), "false");
+    return true;
+  });
+  assert.equal(calls, 1);
+  assert.deepEqual(await the.requests(), []);
+});
+
 test("a throttled provider is a rate limit error", async () => {
   await the.script({ throttle: 2, times: "always" });
 

@@ -18,6 +18,7 @@ KEYS = {
     "NARROW_KEY": "narrow-0123456789abcdef0123456789abcdef",
     "SLOW_OPENAI_KEY": "slow-openai-0123456789abcdef0123456789abcdef",
     "SLOW_ANTHROPIC_KEY": "slow-anthropic-0123456789abcdef0123456789abcdef",
+    "POOR_KEY": "poor-0123456789abcdef0123456789abcdef",
     "UPSTREAM_KEY": "upstream-0123456789abcdef0123456789abcdef",
 }
 

@@ -3,6 +3,7 @@
 import json
 
 import anthropic
+import httpx2
 import pytest
 from conftest import KEYS, until
 
@@ -200,6 +201,18 @@ def test_a_key_over_its_rate_is_a_rate_limit_error(client, simulator):
     assert raised.value.body["error"]["type"] == "rate_limit_error"
     assert 1 <= int(raised.value.response.headers["retry-after"]) <= 60
     assert len(simulator.requests()) == 1
+
+
+def test_a_key_over_its_budget_is_a_rate_limit_error_that_the_sdk_does_not_retry(client, simulator):
+    calls = []
+    with httpx2.Client(event_hooks={"request": [calls.append]}) as counted:
+        poor = client.with_options(api_key=KEYS["POOR_KEY"], http_client=counted, max_retries=2)
+        with pytest.raises(anthropic.RateLimitError) as raised:
+            ask(poor, "claude", say("hello"))
+
+    assert raised.value.body["error"]["type"] == "rate_limit_error"
+    assert raised.value.response.headers["x-should-retry"] == "false"
+    assert (len(calls), simulator.requests()) == (1, [])
 
 
 def test_a_throttled_provider_is_a_rate_limit_error(client, simulator):
