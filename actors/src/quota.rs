@@ -343,8 +343,8 @@ impl Drop for Attempt {
 
 impl Attempt {
     fn close(&mut self, ending: Ending) -> Bill {
-        self.stage = Stage::Closed;
         let bill = self.bill(ending);
+        self.stage = Stage::Closed;
         self.counters.count(&bill);
         if let Some(rights) = &mut self.rights {
             rights.settle(&bill, u64::from(!matches!(ending, Ending::Nothing)));
@@ -366,7 +366,7 @@ impl Attempt {
         let cost =
             self.price.as_deref().map(|price| if estimated { dearest(price, tokens) } else { price.cost(tokens) });
         let most = self.price.as_deref().map(|price| dearest(price, bound));
-        if cost > most {
+        if cost > most || tokens_of(tokens) > tokens_of(bound) {
             self.counters.bound_exceeded.increment(1);
             warn!(seq = self.seq, ?bound, ?tokens, "a call used more than the bound reserved for it");
         }

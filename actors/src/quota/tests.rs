@@ -205,6 +205,11 @@ fn usage_beyond_the_bound_is_charged_and_counted() {
     let counted = counted(|| assert_eq!(charge(BOUND).settle(used).cost, Some(NanoUsd(1_000 + 20_010 + 1_000))));
 
     assert_eq!(counted.get("lea_bound_exceeded_total "), Some(&1));
+    let unpriced = self::counted(|| {
+        let reservation = reserved(&Quota::new(), BOUND, None);
+        assert_eq!(reservation.dispatch().settle(used).cost, None);
+    });
+    assert_eq!(unpriced.get("lea_bound_exceeded_total "), Some(&1), "a budget may count tokens");
 }
 
 #[test]
