@@ -309,9 +309,9 @@ impl Escrow {
         self.0.held.lock().close()
     }
 
-    /// Something was applied: `ledger` says what it is with a place now.
-    pub fn look(&self, ledger: impl Fn(Place) -> Option<Told>) {
-        if self.0.held.lock().look(ledger) {
+    /// Something was applied: `ledger` says what it is with a place now. As [`Held::look`].
+    pub fn look(&self, everywhere: bool, ledger: impl Fn(Place) -> Option<Told>) {
+        if self.0.held.lock().look(everywhere, ledger) {
             self.0.say.notify_one();
         }
     }

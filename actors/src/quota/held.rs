@@ -421,13 +421,15 @@ impl Held {
         }
     }
 
-    /// What the ledger says by now of places where rights are idle, whoever asked it. Whether anything is to be said.
-    pub fn look(&mut self, ledger: impl Fn(Place) -> Option<Told>) -> bool {
+    /// What the ledger says by now of places where rights are idle, whoever asked it; of all that are not over where windows
+    /// may have begun: of a quiet one nothing else would tell that it is. Whether anything is to be said.
+    pub fn look(&mut self, everywhere: bool, ledger: impl Fn(Place) -> Option<Told>) -> bool {
         let mut news = false;
-        for (place, spot) in self.spots.iter_mut().filter(|(_, spot)| spot.lease.idle() > 0) {
+        let seen = |spot: &Spot| spot.lease.idle() > 0 || (everywhere && !spot.over);
+        for (place, spot) in self.spots.iter_mut().filter(|(_, spot)| seen(spot)) {
             match ledger(*place) {
                 Some(Told::Standing(standing)) => {
-                    news |= standing.recall;
+                    news |= standing.recall && spot.lease.idle() > 0;
                     spot.standing = Some(standing);
                 }
                 Some(Told::Over(_) | Told::Gone) => {

@@ -118,9 +118,15 @@ impl Books {
     async fn heed_recalls(self, escrow: Escrow) {
         let consensus = self.consensus;
         let mut progress = consensus.progress();
+        let mut seen = None;
         while progress.changed().await.is_ok() {
             let incarnation = consensus.incarnation();
-            consensus.read(|register| escrow.look(|place| Some(register.accounts().told(place, incarnation))));
+            consensus.read(|register| {
+                let accounts = register.accounts();
+                let generation = accounts.generation();
+                let have_begun = seen.replace(generation) != Some(generation);
+                escrow.look(have_begun, |place| Some(accounts.told(place, incarnation)));
+            });
             tokio::time::sleep(HEED_EVERY).await;
         }
     }

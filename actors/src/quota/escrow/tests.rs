@@ -93,7 +93,7 @@ impl Books {
     async fn heeded(self, escrow: Escrow, life: Incarnation) {
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            escrow.look(|place| Some(self.0.lock().told(place, life)));
+            escrow.look(false, |place| Some(self.0.lock().told(place, life)));
         }
     }
 

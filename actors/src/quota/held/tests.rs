@@ -121,6 +121,38 @@ fn where_it_was_lent_to_is_remembered_though_all_is_said() {
     assert_eq!(held.lease(not_lent), None);
 }
 
+/// All it held was given back and all of it said, so nothing more is asked of it.
+#[test]
+fn a_window_that_was_quiet_when_it_ended_is_forgotten() {
+    let place = Place::new(BudgetId(0), 0);
+    let now = tokio::time::Instant::now().into_std();
+    let mut held = Held::default();
+    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 0 }]);
+    let Ok(Reserved::Waits(_answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), now) else {
+        panic!("nothing is granted yet");
+    };
+    let standing = |used, held| Standing { granted: 9, limit: 100, used, held, ..Standing::default() };
+    held.told(place, Told::Standing(standing(0, 9)), now, now);
+    let marks = held.marks(now);
+    held.marked(&marks, true);
+    held.settle(&demands, [5]);
+    let quiet = now + IDLE_MAX;
+    assert_eq!(held.statements(quiet, 9)[0].1.returned, 4);
+    held.told(place, Told::Standing(standing(5, 5)), quiet, quiet);
+    assert_eq!(held.statements(quiet, 9), []);
+
+    let over = |_place| Some(Told::Over(standing(5, 5)));
+    held.look(false, over);
+    held.forget(|_| false);
+    assert!(held.lease(place).is_some(), "nobody says that it is over");
+    held.look(true, over);
+    held.forget(|_| true);
+    assert!(held.lease(place).is_some(), "somebody may still begin to spend there");
+    held.forget(|_| false);
+
+    assert_eq!(held.lease(place), None);
+}
+
 #[test]
 fn so_many_places_are_spent_of_here_and_no_more() {
     let nobody = Place::new(BudgetId(0), 0);
