@@ -258,12 +258,13 @@ impl Account {
 impl Accounts {
     /// Makes the accounts those of these budgets. One whose limit alone is another stays the same budget.
     pub fn align(&mut self, declared: &[Declared]) {
+        let terms: BTreeMap<&str, &str> = declared.iter().map(|it| (it.name.as_str(), it.terms.as_str())).collect();
         let gone: Vec<String> = self
             .by_name
             .iter()
             .filter(|(name, id)| {
                 let account = self.by_id.get(id);
-                !declared.iter().any(|it| it.name == **name && account.is_some_and(|account| account.terms == it.terms))
+                account.is_none_or(|account| terms.get(name.as_str()) != Some(&account.terms.as_str()))
             })
             .map(|(name, _id)| name.clone())
             .collect();
@@ -327,10 +328,11 @@ impl Accounts {
         let room = !is_new || said.used > 0 || users().sum::<usize>() < USERS_ALL_MAX;
         let Some(account) = self.by_id.get_mut(&place.budget) else { return Told::Gone };
         let grants = !account.closed && account.latest() == Some(place.window);
-        let (limit, each) = (account.limit, account.each);
+        let (limit, each, closed) = (account.limit, account.each, account.closed);
         let Some(window) = account.windows.get_mut(&place.window) else { return Told::Gone };
-        // What was spent is counted whatever there is room for: on credit, before anyone was asked.
-        let spent = said.used > 0 && each && !over;
+        // What was spent is counted whatever there is room for: on credit, before anyone was asked. Of a budget that is closed
+        // no end user is kept.
+        let spent = said.used > 0 && each && !over && !closed;
         let full = !spent && (!room || window.users.len() >= USERS_MAX);
         let book = if place.user == UserId::NOBODY {
             &mut window.book
@@ -601,6 +603,8 @@ mod tests {
             assert_eq!(accounts.book(place).unwrap().line(new).unwrap().held(), 4);
         }
         accounts.align(&[]);
+        let late = Statement { used: 5, ..wants(0) };
+        assert_eq!(accounts.state(carl, new, NODE, late, false), Told::Gone);
         assert!(accounts.book(carl).is_none(), "of a budget that is closed no end user is kept");
     }
 
@@ -678,6 +682,49 @@ mod tests {
         accounts.reconcile(place, old, 12).unwrap();
         assert_eq!(accounts.debts(place, NODE, new), Some(2), "by an operator's word");
         assert_eq!(accounts.window(place).unwrap().book.held(), 12);
+    }
+
+    /// Who answered for a life while its disk was not to be had did not know what it had spent on credit.
+    #[test]
+    fn what_was_spent_on_credit_is_known_though_an_operator_spoke_first() {
+        let mut accounts = Accounts::default();
+        accounts.align(&[declared("a", "usd total", 100)]);
+        let place = rolled(&mut accounts, "a");
+        let (old, new) = (Incarnation::new(1), Incarnation::new(2));
+        ask(&mut accounts, place, wants(10));
+        accounts.end(old);
+        accounts.reconcile(place, old, 10).unwrap();
+        assert_eq!(accounts.debts(place, NODE, new), Some(0), "as far as anyone knows");
+
+        accounts.settle(NODE, old, &BTreeMap::from([(place, Mark { reach: 25, lent: 15 })]), true);
+
+        assert_eq!(accounts.debts(place, NODE, new), Some(15));
+        assert_eq!(accounts.book(place).unwrap().held(), 25);
+        accounts.reconcile(place, old, 20).unwrap();
+        assert_eq!(accounts.debts(place, NODE, new), Some(10), "by an operator who knows it");
+    }
+
+    /// Another node died while it waited. Once there is what it waited for, nobody has to give back anything for it.
+    #[test]
+    fn nothing_is_called_back_for_who_finds_enough_when_he_asks_again() {
+        let mut accounts = Accounts::default();
+        accounts.align(&[declared("a", "usd total", 100)]);
+        let place = rolled(&mut accounts, "a");
+        ask(&mut accounts, place, wants(100));
+        let (dead, other) = (Incarnation::new(2), NodeId::new(8));
+        let waits = Statement { wants: 30, least: 10, ..Statement::default() };
+        accounts.state(place, dead, other, waits, false);
+        let recall = |accounts: &Accounts| match accounts.told(place, Incarnation::new(1)) {
+            Told::Standing(standing) => standing.recall,
+            told => panic!("{told:?}"),
+        };
+        assert!(recall(&accounts));
+
+        accounts.align(&[declared("a", "usd total", 109)]);
+        assert!(recall(&accounts), "9 are free, and it needs 10");
+        accounts.align(&[declared("a", "usd total", 110)]);
+
+        assert!(!recall(&accounts));
     }
 
     #[test]

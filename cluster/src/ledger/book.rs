@@ -65,8 +65,9 @@ impl Line {
         if self.stage == Stage::Open { 0 } else { self.held() - self.used }
     }
 
-    fn waits(&self) -> bool {
-        self.stage == Stage::Open && self.least > self.granted
+    /// What has to be free for it to be served; 0: it waits for nothing.
+    fn lacks(&self) -> u64 {
+        if self.stage == Stage::Open { self.least.saturating_sub(self.granted).saturating_sub(self.debt()) } else { 0 }
     }
 
     fn unmet(&self) -> u64 {
@@ -182,15 +183,18 @@ impl Book {
         }
         let Some(line) = self.lines.get_mut(&incarnation).filter(|line| line.node == node) else { return };
         // A disk that knows less than the node once said has gone back to an earlier state: it proves nothing.
-        if line.stage == Stage::Settled || line.used > mark.reach {
+        if line.used > mark.reach {
             return;
         }
-        line.stage = Stage::Settled;
-        line.returned = line.returned.max(line.granted.saturating_sub(mark.reach));
+        if line.stage != Stage::Settled {
+            line.stage = Stage::Settled;
+            line.returned = line.returned.max(line.granted.saturating_sub(mark.reach));
+        }
         // A mark is not taken back with the rights: beyond them it went only as far as it had credit. What it gave back may
-        // still be heard of: then as much of this is beyond them.
+        // still be heard of: then as much of this is beyond them. An operator who answered for it before this was known
+        // did not know of the credit.
         let furthest = mark.reach.min(line.rights().saturating_add(mark.lent));
-        line.marked = if mark.lent > 0 { furthest } else { 0 };
+        line.marked = if mark.lent > 0 { line.marked.max(furthest) } else { line.marked };
     }
 
     /// An operator says what a life that is over has really used, and answers for it. What was given back before stays
@@ -246,14 +250,16 @@ impl Book {
     /// As a life is told.
     pub fn standing(&self, incarnation: Incarnation) -> Standing {
         let (held, used) = (self.held(), self.used());
-        let others = self.lines.iter().any(|(other, line)| *other != incarnation && line.waits());
+        let others = self.lines.iter().filter(|(other, _line)| **other != incarnation);
+        let lacking = others.fold(0, |sum: u64, (_other, line)| sum.saturating_add(line.lacks()));
         Standing {
             granted: self.lines.get(&incarnation).map_or(0, |line| line.granted),
             limit: self.limit,
             held,
             used,
             burned: self.burned(),
-            recall: others || held > self.limit,
+            // What is free serves who asks again; and who does not has died.
+            recall: lacking > self.limit.saturating_sub(held) || held > self.limit,
         }
     }
 

@@ -33,7 +33,8 @@ impl Plan {
         let accounts = register.accounts();
         let unknown = || no_such(&format!("budget `{name}`"), accounts.iter().map(|(_, account)| account.name.clone()));
         let (budget, account) = accounts.named(name).ok_or_else(unknown)?;
-        let unit = known(register, name).ok_or(ChangeError::NotFound)?.limit.unit;
+        let declared = known(register, name).ok_or(ChangeError::NotFound)?;
+        let unit = declared.limit.unit;
         let (number, window) = window_of(name, account, said.window)?;
         let whose = said.end_user.as_deref().map(|user| user_of(name, account, user)).transpose()?.unwrap_or_default();
         let place = Place::new(budget, number).of(whose);
@@ -42,8 +43,8 @@ impl Plan {
             return Err(ChangeError::Refused { code: "not_over", reason: still_lives(line, incarnation) });
         }
         let used = said.used.amount(unit).map_err(wrong)?;
-        if used > line.held() {
-            return Err(wrong(too_much(line, used, unit)));
+        if used > most(line, declared.overdraft) {
+            return Err(wrong(too_much(line, used, declared.overdraft, unit)));
         }
         let note = (used < line.used).then(|| {
             let (said, reported) = (unit.show(used), unit.show(line.used));
@@ -132,12 +133,23 @@ fn still_lives(line: &Line, incarnation: Incarnation) -> String {
     )
 }
 
-fn too_much(line: &Line, used: u64, unit: Unit) -> String {
+/// What a life can have used. Until it is settled nobody knows what it has spent on credit.
+fn most(line: &Line, overdraft: u64) -> u64 {
+    let credit = if line.stage == Stage::Settled { 0 } else { overdraft };
+    line.held().max(line.granted.saturating_sub(line.returned).saturating_add(credit))
+}
+
+fn too_much(line: &Line, used: u64, overdraft: u64, unit: Unit) -> String {
     let Line { granted, returned, .. } = *line;
+    let credit = if overdraft > 0 && line.stage != Stage::Settled {
+        format!(", and may have spent {} on credit", unit.show(overdraft))
+    } else {
+        String::new()
+    };
     format!(
-        "is {}, and it cannot have used more than {}: it was granted {} and has returned {}",
+        "is {}, and it cannot have used more than {}: it was granted {} and has returned {}{credit}",
         unit.show(used),
-        unit.show(line.held()),
+        unit.show(most(line, overdraft)),
         unit.show(granted),
         unit.show(returned),
     )
@@ -172,8 +184,12 @@ mod tests {
     impl World {
         /// One node that was granted 60 of 100 requests and reported 5.
         fn new() -> (Self, Incarnation) {
+            Self::with(r#"{"limit":"100 requests","window":"total"}"#)
+        }
+
+        fn with(spec: &str) -> (Self, Incarnation) {
             let mut world = Self { register: Register::default(), index: 0 };
-            let spec = r#"{"limit":"100 requests","window":"total"}"#.to_owned();
+            let spec = spec.to_owned();
             let put =
                 Act::Put { kind: Kind::Budgets, name: "b".to_owned(), spec, expected: Expected::Any, shape: None };
             assert!(matches!(world.apply(put), Reply::Put { .. }));
@@ -248,6 +264,22 @@ mod tests {
         let less = world.plan(&NODE.to_string(), life, 2).unwrap();
         assert_eq!((less.used, less.held), (9, 9));
         assert!(less.note.is_some_and(|note| note.contains("2 requests") && note.contains("9 requests")));
+    }
+
+    #[test]
+    fn a_life_whose_disk_nobody_has_seen_may_have_spent_its_overdraft() {
+        let (mut world, life) =
+            World::with(r#"{"limit":"100 requests","window":"total","on_no_quorum":"open","overdraft":"15 requests"}"#);
+        world.apply(Act::Remove { node: NODE });
+        let node = NODE.to_string();
+
+        let Err(ChangeError::Invalid(problems)) = world.plan(&node, life, 76) else { panic!("it is too much") };
+        let told = &problems[0].message;
+        assert!(told.contains("more than 75 requests") && told.ends_with("spent 15 requests on credit"), "{told}");
+        let plan = world.plan(&node, life, 75).unwrap();
+        assert_eq!(world.apply(plan.act()), Reply::Done);
+        assert_eq!(plan.outcome(&world.register).unwrap().standing.settled, 75);
+        assert!(world.plan(&node, life, 76).is_err(), "it is settled");
     }
 
     #[test]
