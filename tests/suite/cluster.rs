@@ -76,6 +76,7 @@ impl WallClock {
     }
 
     /// From now on it is this time, in seconds since 1970.
+    #[expect(clippy::disallowed_methods, reason = "of the machine, which a clock that is put is told from")]
     pub fn put_at(&self, time: i64) {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         self.put(&format!("{:+}", time - i64::try_from(now.as_secs()).unwrap()));

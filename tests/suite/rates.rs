@@ -95,6 +95,52 @@ async fn sixty_a_minute_are_sixty_on_three_nodes() {
     assert!(provider.bill().await.total.requests <= LIMIT || began.elapsed() >= MINUTE);
 }
 
+/// One call of an open loop.
+struct Call {
+    sent: Duration,
+    answered: Duration,
+    reply: Reply,
+}
+
+/// Five times as many as may pass, evenly for more than a minute and over three nodes: as many pass as the limit says, in
+/// any minute, and who is refused is told when that changes.
+#[tokio::test]
+async fn no_minute_of_a_longer_time_has_more_than_sixty() {
+    const LIMIT: usize = 60;
+    let provider = FakeProvider::start(binary!()).await;
+    let cluster = start(&provider, &format!("rpm: {LIMIT}")).await;
+    let (began, mut paced) = (Instant::now(), tokio::time::interval(MINUTE / 300));
+
+    let mut calls = JoinSet::new();
+    for number in 0..360 {
+        paced.tick().await;
+        let client = cluster[number % 3].as_key(WEB).with_deadline(LONG);
+        calls.spawn(async move {
+            let sent = began.elapsed();
+            let reply = client.post("/v1/chat/completions", &question()).await;
+            Call { sent, answered: began.elapsed(), reply }
+        });
+    }
+    let mut calls = calls.join_all().await;
+    calls.sort_by_key(|call| call.sent);
+
+    let (passed, refused): (Vec<Call>, Vec<Call>) = calls.into_iter().partition(|call| call.reply.status == 200);
+    let first = passed.iter().filter(|call| call.answered < MINUTE).count();
+    assert!((LIMIT * 95 / 100..=LIMIT).contains(&first), "{first} in the first minute");
+    for some in passed.windows(LIMIT + 1) {
+        assert!(some[LIMIT].answered.saturating_sub(some[0].sent) >= MINUTE, "{:?}", some[LIMIT].answered);
+    }
+    assert!(passed.len() > first, "and more after it");
+    // Counts are kept by the second, and it is told in whole ones.
+    let (from, until) = (passed[0].sent + MINUTE, passed[0].answered + MINUTE + Duration::from_secs(2));
+    for call in refused.iter().filter(|call| call.answered < from) {
+        assert_eq!((call.reply.status, &call.reply.json()["error"]["code"]), (429, &"rate_limit_exceeded".into()));
+        let told = call.reply.header("retry-after").expect("it says when").parse().expect("in seconds");
+        let told = Duration::from_secs(told);
+        assert!(call.answered + told >= from && call.sent + told <= until, "{told:?} at {:?}", call.answered);
+    }
+}
+
 /// Two a minute on three nodes: the first two pass wherever they come, and no third.
 #[tokio::test]
 async fn two_a_minute_are_two_on_three_nodes() {

@@ -157,10 +157,6 @@ pub enum Failure {
         provider: String,
         what: String,
     },
-    /// The price or bound of this attempt cannot be told.
-    Unpriceable {
-        what: String,
-    },
     /// What this node knows of the cluster is not, or not yet, fresh enough to serve on.
     ClusterUnavailable {
         why: gate::Closed,
@@ -221,7 +217,7 @@ rows! {
     BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "The message names the budget and, unless it is of the provider or the model, its limit and when it resets: wait for that, ask for a shorter answer, or have the limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
     BUDGET_UNKNOWN: 403, "permission_denied", "budget_unknown", "", "The key, its team or tenant, the provider or the model names a budget that the node does not know; the operator makes it, or takes its name out there.";
     UNPRICED: 403, "permission_denied", "model_not_priced", "", "A budget in US dollars needs the model's price; the operator adds it under `prices`.";
-    BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`; try again, or add a node.";
+    BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`, or 4,096 calls wait for budgets, or it knows 40,000 end users of budgets; try again, or add a node.";
     NOT_CACHED: 504, "invalid_request_error", "not_cached", "", "Leave out `cache-control: only-if-cached`.";
     UNTRANSLATABLE: 400, "invalid_request_error", "untranslatable", "", "Leave out the field in `param`, or use a model of a provider that has it.";
     REJECTED: 400, "invalid_request_error", "upstream_rejected", "x-lea-upstream-status", "The provider refused the request itself; the message says why.";
@@ -237,8 +233,7 @@ rows! {
     NO_UPSTREAM: 503, "upstream_error", "no_healthy_upstream", "retry-after", "Every target's breaker is open; try again shortly.";
     DEADLINE: 504, "timeout", "timeout", "", "The request's time (`x-lea-timeout`, or the route's) is over.";
     CUT: 502, "upstream_error", "upstream_cut", "", "The provider's answer stopped before its end; what came is not whole. Send the request again.";
-    UNPRICEABLE: 400, "invalid_request_error", "cost_bound_overflow", "", "The request's cost cannot be bounded; lower `max_tokens`.";
-    CLUSTER: 503, "server_error", "cluster_unavailable", "retry-after", "The node is out of touch with its cluster; try again, another may answer. `readyz` says which check fails.";
+    CLUSTER: 503, "server_error", "cluster_unavailable", "retry-after", "The node is out of touch with its cluster, or nobody could say in time whether a budget has room; try again, another may answer. Where the node is not ready, `readyz` says which check fails.";
     STOPPING: 503, "server_error", "shutting_down", "retry-after, connection: close", "The node is stopping; try again, another will answer.";
     INTERNAL: 500, "server_error", "internal_error", "", "A bug in the gateway; report it with the request id and the log.";
 }
@@ -302,7 +297,6 @@ impl Failure {
             Self::NoHealthyUpstream { .. } => row::NO_UPSTREAM,
             Self::DeadlineExceeded { .. } => row::DEADLINE,
             Self::Cut { .. } => row::CUT,
-            Self::Unpriceable { .. } => row::UNPRICEABLE,
             Self::BudgetUnanswered { .. } | Self::ClusterUnavailable { .. } => row::CLUSTER,
             Self::Stopping => row::STOPPING,
             Self::Internal => row::INTERNAL,
@@ -372,7 +366,6 @@ impl Failure {
             Self::NoHealthyUpstream { route } => format!("no target of `{route}` is healthy"),
             Self::DeadlineExceeded { after } => format!("no answer within {after:?}"),
             Self::Cut { provider, what } => format!("the answer of provider `{provider}` was cut: {what}"),
-            Self::Unpriceable { what } => what.clone(),
             Self::ClusterUnavailable { why } => format!("this node {}; try again", why.words()),
             Self::Stopping => "this node is shutting down".to_owned(),
             Self::Internal => "internal error; the log has the details under the request id".to_owned(),
