@@ -714,9 +714,9 @@ mod tests {
         let (dead, other) = (Incarnation::new(2), NodeId::new(8));
         let waits = Statement { wants: 30, least: 10, ..Statement::default() };
         accounts.state(place, dead, other, waits, false);
-        let recall = |accounts: &Accounts| match accounts.told(place, Incarnation::new(1)) {
-            Told::Standing(standing) => standing.recall,
-            told => panic!("{told:?}"),
+        let recall = |accounts: &Accounts| {
+            let told = accounts.told(place, Incarnation::new(1));
+            matches!(told, Told::Standing(Standing { recall: true, .. }))
         };
         assert!(recall(&accounts));
 

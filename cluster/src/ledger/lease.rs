@@ -1,9 +1,9 @@
 //! What one node holds of one budget in one window: its side of a [`Book`](super::book::Book)'s line. Pure.
 //!
 //! Always `used + reserved <= mark` and `used + reserved <= granted - returned`, where the mark is on this node's disk
-//! before the first unit above the earlier mark is dispatched. A life that comes after a crash reads the mark, and it proves that no more was
-//! used. Usage above its own bound is outside of it. While no ledger answers, rights on credit may come on top of those
-//! granted: what was set aside of them is debt, and the first that is granted later pays it.
+//! before the first unit above the earlier mark is dispatched. A life that comes after a crash reads the mark, and it
+//! proves that no more was used. Usage above its own bound is outside of it. While no ledger answers, rights on credit may
+//! come on top of those granted: what was set aside of them is debt, and the first that is granted later pays it.
 
 use serde::{Deserialize, Serialize};
 
