@@ -90,6 +90,8 @@ pub struct Exceeded {
     pub limit: u64,
     /// Neither spent nor burned, whoever holds it, as the ledger said it; in the budget's unit.
     pub left: u64,
+    /// Held of that by nodes that are not heard of; in the budget's unit.
+    pub lost: u64,
     /// What the attempt may have come to, with as short an answer as it could be capped to; in the budget's unit.
     pub needed: u64,
     /// `None`: the window is over already.
@@ -172,12 +174,12 @@ impl Quota {
 fn unreserved(error: &NotReserved, demands: &[Demand], budgets: &[Arc<Budget>], escrow: &Escrow) -> QuotaError {
     let named = |place: &Place| demands.iter().zip(budgets).find(|(at, _)| at.place == *place);
     match error {
-        NotReserved::Refused(Refused::Exceeded { place, amount, standing }) => {
+        NotReserved::Refused(Refused::Exceeded { place, amount, standing, lost }) => {
             let Some((_, budget)) = named(place) else { return QuotaError::Full };
             let ends = escrow.ends(budget, *place);
-            let (limit, left) = (standing.limit, standing.unused());
+            let (limit, left, lost) = (standing.limit, standing.unused(), *lost);
             let (budget, needed) = (Arc::clone(budget), *amount);
-            QuotaError::Exceeded(Box::new(Exceeded { budget, limit, left, needed, ends }))
+            QuotaError::Exceeded(Box::new(Exceeded { budget, limit, left, lost, needed, ends }))
         }
         NotReserved::Refused(Refused::Crowded { place }) => match named(place) {
             Some((_, budget)) => QuotaError::Crowded { budget: Arc::clone(&budget.name) },

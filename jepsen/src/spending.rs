@@ -194,7 +194,7 @@ fn send(life: &Life, bills: &mut Bills, sent: Sent) {
 fn refused(error: &NotReserved, bills: &Arc<Mutex<Bills>>, since: Option<u64>) -> Outcome {
     let mut bills = bills.lock();
     match error {
-        NotReserved::Refused(Refused::Exceeded { place, amount, standing }) => {
+        NotReserved::Refused(Refused::Exceeded { place, amount, standing, .. }) => {
             if let Some(since) = since {
                 bills.refused(*place, *amount, since, standing);
             }

@@ -82,6 +82,10 @@ impl Ledger for Line {
     fn debts(&self, _place: Place) -> Option<u64> {
         Some(0)
     }
+
+    fn lost(&self, places: &[Place]) -> Vec<u64> {
+        vec![0; places.len()]
+    }
 }
 
 struct Disk;

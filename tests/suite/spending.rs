@@ -304,6 +304,81 @@ async fn a_price_that_is_changed_changes_nothing_that_was_settled() {
     eventually("it is charged at the new price", async || settled().await == cost + 10 * cost).await;
 }
 
+/// The budget is the key's, which is told of it.
+fn of_the_key(provider: &FakeProvider, budget: &str) -> TestClusterBuilder {
+    let config =
+        config(1, budget).replace("budgets: [b], timeouts", "timeouts").replace("0001 }", "0001, budgets: [b] }");
+    TestCluster::builder(binary!()).config(&config).cluster(FAST).provider("provider", provider)
+}
+
+/// Answers of some 100 tokens that nobody capped, asked for by four clients of each node until each is told no; what it was
+/// told then, and how much of `limit` the provider had not billed.
+async fn spend_uncapped(provider: &FakeProvider, nodes: &[&Member], limit: u64) -> Vec<(String, u64)> {
+    let body = || {
+        let mut question = question();
+        question.as_object_mut().unwrap().remove("max_tokens");
+        question
+    };
+    let clients = nodes.iter().flat_map(|node| std::iter::repeat_n(node, 4));
+    let spending = clients.map(async |node| {
+        let client = node.as_key(WEB).with_deadline(LONG);
+        loop {
+            let answer = client.post(CHAT, &body()).await;
+            if answer.status != 200 {
+                let told = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+                assert_eq!(answer.status, 429, "{told}");
+                let bill = provider.bill().await.total;
+                return (told, limit - bill.input_tokens - bill.output_tokens);
+            }
+        }
+    });
+    join_all(spending).await
+}
+
+/// What is less than that serves nobody, beside what twelve calls under way may have set aside as short as they can be.
+const LITTLE: u64 = 13 * 500;
+
+#[tokio::test]
+async fn nobody_who_names_no_length_is_refused_while_there_is_room_for_a_short_answer() {
+    const LIMIT: u64 = 60_000;
+    let provider = provider("100").await;
+    let cluster = of_the_key(&provider, &format!("limit: {LIMIT} tokens, window: total"));
+    let cluster = cluster.start().await;
+
+    let nodes: Vec<&Member> = cluster.members().iter().collect();
+    for (told, left) in spend_uncapped(&provider, &nodes, LIMIT).await {
+        assert!(left < LITTLE, "{left}: {told}");
+    }
+}
+
+/// It died with rights that it fetched ahead: nobody waits for them, and who is told no is told why.
+#[tokio::test]
+async fn what_a_dead_node_holds_keeps_nobody_from_what_else_there_is() {
+    const LIMIT: u64 = 60_000;
+    let provider = provider("100").await;
+    let cluster = of_the_key(&provider, &format!("limit: {LIMIT} tokens, window: total"));
+    let mut cluster = cluster.start().await;
+    let (admin, dies) = (cluster.admin_key().await, (cluster.leader().await + 1) % 3);
+    let client = cluster[dies].as_key(WEB).with_deadline(LONG);
+    let mut capped = question();
+    capped["max_tokens"] = 4_000.into();
+    provider.script(json!([{ "hold": "before_head" }])).await;
+    let held = tokio::spawn(async move { client.try_send(http::Method::POST, CHAT, capped.to_string()).await.is_ok() });
+    provider.arrived(1).await;
+
+    cluster.kill(dies).await;
+    assert!(!held.await.unwrap(), "its node is dead");
+    provider.clear_script().await;
+    let others: Vec<&Member> = [1, 2].map(|next| &cluster[(dies + next) % 3]).to_vec();
+    let ends = spend_uncapped(&provider, &others, LIMIT).await;
+    let lost = standing(others[0], &admin).await["leased"].as_u64().unwrap_or_default();
+    assert!(lost >= 4_000, "{lost}");
+    for (told, left) in ends {
+        assert!(left < lost + LITTLE, "{left}: {told}");
+        assert!(told.contains("left, of which nodes that do not answer hold"), "{told}");
+    }
+}
+
 /// In Berlin, of twenty-five hours in autumn and of twenty-three in spring.
 #[tokio::test]
 async fn a_day_ends_at_midnight_however_many_hours_it_has() {

@@ -560,8 +560,16 @@ mod words {
     pub fn exceeded(exceeded: &Exceeded) -> String {
         let Budget { name, limit, period, .. } = &*exceeded.budget;
         let (terms, needed, left) = (terms(exceeded), limit.unit.show(exceeded.needed), limit.unit.show(exceeded.left));
-        let has = if exceeded.left == 0 {
+        let has = if exceeded.limit == 0 {
+            format!("the budget `{name}` ({terms}) has room for nothing")
+        } else if exceeded.left == 0 {
             format!("the budget `{name}` ({terms}) is used up")
+        } else if exceeded.lost > 0 {
+            let lost = limit.unit.show(exceeded.lost.min(exceeded.left));
+            format!(
+                "the budget `{name}` ({terms}) has {left} left, of which nodes that do not answer hold {lost}; this request may \
+                 cost {needed}"
+            )
         } else if exceeded.left < exceeded.needed {
             format!("the budget `{name}` ({terms}) has {left} left, and this request may cost {needed}")
         } else {
@@ -576,6 +584,12 @@ mod words {
             Unit::Requests => "",
         };
         let later = match period {
+            // The next one has room for nothing, too.
+            Period::Total | Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month
+                if exceeded.limit == 0 =>
+            {
+                ""
+            }
             Period::Total => "",
             Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month => {
                 "wait for the next window, or "
@@ -670,8 +684,14 @@ mod tests {
             let budget =
                 BudgetSpec { limit: Some(LimitText(limit.to_string())), window: Some(period), ..BudgetSpec::default() };
             let budget = Arc::new(Budget { each, ..budget.read("b").unwrap() });
-            let failure =
-                Failure::BudgetExceeded(Box::new(Exceeded { budget, limit: limit.amount, left, needed, ends }));
+            let failure = Failure::BudgetExceeded(Box::new(Exceeded {
+                budget,
+                limit: limit.amount,
+                left,
+                lost: 0,
+                needed,
+                ends,
+            }));
             for dialect in [Dialect::OpenAiChat, Dialect::AnthropicMessages] {
                 let answer = failure.answer(dialect, "r", false);
                 assert_eq!(

@@ -2,7 +2,7 @@
 //!
 //! No answer sets aside more than a part of what is left, so that others can be written beside it: where the longest one
 //! is more than that, the answer is capped. It waits for calls under way to end rather than be capped below [`CAP_FLOOR`];
-//! and only where the budgets themselves have less it is capped at what they have.
+//! only where the budgets themselves have less, or it waited in vain, it is capped at what there is.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -163,24 +163,42 @@ impl Asked<'_> {
                 taken => return Ok((taken?, Some(each))),
             }
         }
-        let mut each = floor;
-        // Each «no» tells what the budgets have by then, whoever holds it: where that is less, it is waited for in turn.
-        for _ in 0..TRIES {
-            let exceeded = match self.reserve(self.bound.capped(each), Patience::all(doubt())).await {
-                Err(Denied::Because(exceeded @ QuotaError::Exceeded(_))) => exceeded,
-                taken => return Ok((taken?, Some(each))),
-            };
-            let attainable = self.attainable().await?;
-            // Either nothing under way can leave enough, or it was waited for in vain.
-            if attainable < CAP_LEAST.min(floor) || attainable >= each {
-                return Err(exceeded.into());
-            }
-            each = attainable;
+        match self.reserve(self.bound.capped(floor), Patience::all(doubt())).await {
+            Err(Denied::Because(QuotaError::Exceeded(_))) => {}
+            taken => return Ok((taken?, Some(floor))),
         }
-        let each = self.affordable().await?;
-        let each = each.max(CAP_LEAST.min(floor));
+        self.shorter(floor, doubted_until).await
+    }
+
+    /// The budgets have less than `floor`, or it was waited for in vain: an answer as long as what they have, or what is free.
+    /// Each «no» tells what the budgets have by then; where that is as much, others ask for it, too.
+    async fn shorter(&self, floor: u64, doubted_until: Instant) -> Result<Taken, Denied> {
+        let doubt = || doubted_until.saturating_duration_since(now());
+        let least = CAP_LEAST.min(floor);
+        let attainable = self.attainable().await?;
+        let mut most = if attainable < floor { attainable } else { self.affordable().await?.min(floor) };
+        for _ in 0..TRIES {
+            let each = most;
+            if each < least {
+                break;
+            }
+            match self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await {
+                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
+                taken => return Ok((taken?, Some(each))),
+            }
+            let attainable = self.attainable().await?;
+            most = if attainable < each { attainable } else { each / 2 };
+        }
+        // It is waited for in the end, as much as leaves room for others.
+        let each = (self.attainable().await? / BESIDE).clamp(least, floor);
+        if each > least {
+            match self.reserve(self.bound.capped(each), Patience::all(doubt())).await {
+                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
+                taken => return Ok((taken?, Some(each))),
+            }
+        }
         // Its «no» is told: it is to be the ledger's, and not that others stand in line.
-        Ok((self.reserve(self.bound.capped(each), Patience::all(doubt())).await?, Some(each)))
+        Ok((self.reserve(self.bound.capped(least), Patience::all(doubt())).await?, Some(least)))
     }
 
     /// Where the ledger is silent, what there is on credit counts as room.
@@ -329,7 +347,7 @@ impl Bound {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     use cluster::directory::budget::Period;
@@ -338,6 +356,7 @@ mod tests {
     use super::super::Ends;
     use super::super::escrow::Now;
     use super::super::escrow::tests::Books;
+    use super::super::held::DOUBT_MAX;
     use super::super::{Account, Payer, Quota, Reservation};
     use super::*;
 
@@ -347,6 +366,7 @@ mod tests {
     const INPUT: u64 = 100;
 
     /// One node's quota, and the budgets that each call must fit in.
+    #[derive(Clone)]
     struct Node {
         quota: Quota,
         budgets: Vec<Arc<Budget>>,
@@ -366,8 +386,12 @@ mod tests {
         })
     }
 
-    /// Some nodes on these budgets.
     fn nodes(count: u64, limits: &[(&str, Mode)]) -> Vec<Node> {
+        world(count, limits).0
+    }
+
+    /// Some nodes on these budgets.
+    fn world(count: u64, limits: &[(&str, Mode)]) -> (Vec<Node>, Books) {
         let named = limits.iter().enumerate();
         let budgets: Vec<_> = named.map(|(number, (limit, mode))| budget(number, limit, *mode)).collect();
         let (books, places) = Books::new(&budgets.iter().map(|budget| budget.limit.amount).collect::<Vec<_>>());
@@ -380,7 +404,7 @@ mod tests {
             escrow.publish(spots.collect());
             Node { quota: Quota::with(escrow), budgets: budgets.clone() }
         };
-        (0..count).map(node).collect()
+        ((0..count).map(node).collect(), books)
     }
 
     /// One node on a hard budget of so many tokens.
@@ -560,17 +584,64 @@ mod tests {
         assert_eq!(second.join_all().await, [Ok(Some(CAP_FLOOR))]);
     }
 
-    /// They take longer than anyone waits: that is no reason for half an answer. All that it waits for is one time.
+    /// They take longer than anyone waits: then an answer has to do with what they do not hold. All that is waited for is one
+    /// time.
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_not_cut_short_for_what_calls_under_way_may_leave() {
+    async fn an_answer_is_cut_short_where_calls_under_way_leave_nothing_in_time() {
         let node = alone(6_000);
         let _under_way = node.reserve(1, true).await.unwrap().dispatch();
         let began = now();
 
-        let refused = node.cap().await;
+        let cap = node.cap().await;
 
-        assert!(matches!(refused, Err(QuotaError::Exceeded(_))), "{refused:?}");
-        assert!(now() - began < super::super::held::DOUBT_MAX + Duration::from_secs(1), "{:?}", now() - began);
+        assert_eq!(cap, Ok(Some(6_000 - (INPUT + CAP_FLOOR) - INPUT)));
+        let waited = now() - began;
+        assert!((DOUBT_MAX..DOUBT_MAX + Duration::from_secs(1)).contains(&waited), "{waited:?}");
+    }
+
+    /// Nobody waits for what only a node holds that is not heard of; what else there is, is had.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_dead_node_holds_is_not_waited_for() {
+        let (nodes, books) = world(2, &[("6000 tokens", Mode::Hard)]);
+        let _died_with_it = nodes[1].reserve(1, true).await.unwrap().dispatch();
+        books.lose(1);
+        let began = now();
+
+        let cap = nodes[0].cap().await;
+        assert_eq!(cap, Ok(Some(6_000 - (INPUT + CAP_FLOOR) - INPUT)));
+        let refused = nodes[0].reserve(1, false).await.err();
+        let Some(QuotaError::Exceeded(exceeded)) = refused else { panic!("it named its length: {refused:?}") };
+        assert_eq!((exceeded.left, exceeded.lost), (6_000, INPUT + CAP_FLOOR));
+        assert!(now() - began < Duration::from_secs(2), "{:?}", now() - began);
+    }
+
+    /// Short answers to many at once, all over the nodes: nobody is told no while the budget has room for the shortest.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_refused_who_could_do_with_less_while_there_is_less() {
+        const LIMIT: u64 = 60_000;
+        let nodes = nodes(3, &[(&format!("{LIMIT} tokens"), Mode::Hard)]);
+        let spent = Arc::new(AtomicU64::new(0));
+        let mut clients = JoinSet::new();
+        for number in 0..12 {
+            let (node, spent) = (nodes[number % 3].clone(), Arc::clone(&spent));
+            clients.spawn(async move {
+                loop {
+                    match node.reserve(1, true).await {
+                        Ok(reservation) => {
+                            tokio::time::sleep(Duration::from_millis(50 + 7 * number as u64)).await;
+                            reservation.dispatch().settle(used(100));
+                            spent.fetch_add(INPUT + 100, Ordering::Relaxed);
+                        }
+                        Err(error) => return (LIMIT - spent.load(Ordering::Relaxed), error),
+                    }
+                }
+            });
+        }
+
+        for (left, error) in clients.join_all().await {
+            assert!(matches!(error, QuotaError::Exceeded(_)), "{error:?}");
+            assert!(left < INPUT + CAP_LEAST + 12 * (INPUT + 100), "{left} left, and told {error:?}");
+        }
     }
 
     /// The ledger is silent, and the longest answer is more than there is on credit.

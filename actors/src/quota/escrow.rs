@@ -51,6 +51,10 @@ pub trait Ledger: Send + Sync + 'static {
     /// What earlier lives of this node may have spent of a place on credit, as far as this node has applied the ledger.
     /// `None`: nobody can tell.
     fn debts(&self, place: Place) -> Option<u64>;
+
+    /// Held in each place by lives of nodes that are not heard of, and not proved spent: nobody can count on it before they
+    /// are back.
+    fn lost(&self, places: &[Place]) -> Vec<u64>;
 }
 
 /// The disk, or what stands for it.
@@ -349,8 +353,11 @@ impl Escrow {
                 Ok(told) => {
                     let told_at = now();
                     ::metrics::histogram!(metrics::REFILL).record(told_at - said_at);
+                    // Outside of the lock: it is the register that is asked.
+                    let lost = self.0.ledger.lost(&places);
                     let mut held = self.0.held.lock();
-                    for (place, told) in places.into_iter().zip(told) {
+                    for ((place, told), lost) in places.into_iter().zip(told).zip(lost) {
+                        held.lost(place, lost);
                         held.told(place, told, said_at, told_at);
                     }
                     drop(held);

@@ -82,7 +82,13 @@ pub struct Demand {
 pub enum Refused {
     /// The ledger said so.
     #[error("{amount} is more than is left")]
-    Exceeded { place: Place, amount: u64, standing: Standing },
+    Exceeded {
+        place: Place,
+        amount: u64,
+        standing: Standing,
+        /// So much of what is unused is held by nodes that are not heard of.
+        lost: u64,
+    },
     #[error("{WAITING_MAX} attempts wait for budgets already, or {PLACES_MAX} are spent of here")]
     Full,
     #[error("there are too many end users for an account for another")]
@@ -105,6 +111,8 @@ struct Spot {
     lease: Lease,
     line: VecDeque<Waiting>,
     standing: Option<Standing>,
+    /// Held by nodes that were not heard of then.
+    lost: u64,
     said_at: Option<Instant>,
     /// What the ledger was told, as far as it has answered; `None`: nobody knows.
     said: Option<Statement>,
@@ -379,6 +387,13 @@ impl Held {
         }
     }
 
+    /// So much of a place is held by nodes that are not heard of. To be said before [`told`](Self::told).
+    pub fn lost(&mut self, place: Place, lost: u64) {
+        if let Some(spot) = self.spots.get_mut(&place) {
+            spot.lost = lost;
+        }
+    }
+
     /// What the ledger said of a statement of `said_at`.
     pub fn told(&mut self, place: Place, told: Told, said_at: Instant, now: Instant) {
         self.answered_at = Some(now);
@@ -451,7 +466,7 @@ impl Held {
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
             // Nothing that is under way can make room for it: all of that is not used yet.
-            let never = amount > standing.unused();
+            let never = amount > standing.unused().saturating_sub(spot.lost);
             let doubted = now.saturating_duration_since(waiting.since) < waiting.patience.doubt;
             // What is here is for who stands before it.
             let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
@@ -462,7 +477,7 @@ impl Held {
             let refused = if over {
                 Some(Refused::Over { place })
             } else if waiting.since <= said_at && (never || !doubted) && lacks && !has {
-                Some(Refused::Exceeded { place, amount, standing })
+                Some(Refused::Exceeded { place, amount, standing, lost: spot.lost })
             } else {
                 None
             };
@@ -591,11 +606,12 @@ impl Held {
         Some(standing.limit.saturating_sub(standing.held).saturating_add(spot.lease.idle()))
     }
 
-    /// What could be taken of a place if nobody used what he holds, as far as the ledger has said. `None`: it has said
-    /// nothing.
+    /// What could be taken of a place if nobody who is heard of used what he holds, as far as the ledger has said. `None`: it
+    /// has said nothing.
     pub fn most(&self, place: Place) -> Option<u64> {
         let spot = self.spots.get(&place)?;
-        if self.lent { Some(spot.lease.room()) } else { spot.standing.map(|standing| standing.unused()) }
+        let unused = || spot.standing.map(|standing| standing.unused().saturating_sub(spot.lost));
+        if self.lent { Some(spot.lease.room()) } else { unused() }
     }
 
     /// What is set aside of a window, for all its end users.

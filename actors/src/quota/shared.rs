@@ -78,6 +78,17 @@ impl Ledger for Books {
         let known = incarnation.get() != 0 && !self.adopted && self.marks.is_alone(incarnation);
         known.then(|| self.consensus.read(|register| register.accounts().debts(place, me, incarnation)))?
     }
+
+    fn lost(&self, places: &[Place]) -> Vec<u64> {
+        let lost = self.consensus.controller().lost();
+        if lost.is_empty() {
+            return vec![0; places.len()];
+        }
+        self.consensus.read(|register| {
+            let of = |place: &Place| register.accounts().book(*place).map_or(0, |book| book.held_by(&lost));
+            places.iter().map(of).collect()
+        })
+    }
 }
 
 impl Marks for Books {

@@ -86,6 +86,12 @@ impl Controller {
         }
     }
 
+    /// Of those that were heard of, who is not alive, as gossip sees it.
+    pub fn lost(&self) -> BTreeSet<NodeId> {
+        let heard = self.heard.lock();
+        heard.alive.iter().filter(|(_node, (is_alive, _since))| !is_alive).map(|(node, _)| *node).collect()
+    }
+
     /// Asks for a change at this node, which should lead.
     pub(super) async fn change(&self, change: ChangeMember) -> Result<(), NotChanged> {
         let (answer, answered) = oneshot::channel();

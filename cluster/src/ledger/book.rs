@@ -4,7 +4,7 @@
 //! what it wrote to its disk, proves unspent is given back. So no message, no crash and no clock can make it spend more
 //! than was granted, and all grants together stay within the limit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -245,6 +245,14 @@ impl Book {
 
     pub fn burned(&self) -> u64 {
         self.sum(Line::burned).saturating_add(self.folded.burned)
+    }
+
+    /// Held by the present lives of these nodes, and not proved spent.
+    pub fn held_by(&self, nodes: &BTreeSet<NodeId>) -> u64 {
+        self.sum(|line| {
+            let theirs = line.stage == Stage::Open && nodes.contains(&line.node);
+            if theirs { line.held() - line.used } else { 0 }
+        })
     }
 
     /// As a life is told.

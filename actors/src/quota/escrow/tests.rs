@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cluster::directory::budget::{Mode, Period};
@@ -13,7 +14,7 @@ const LIFE: Incarnation = Incarnation::new(1);
 
 /// One ledger for several nodes, in this process.
 #[derive(Clone)]
-pub(in crate::quota) struct Books(Arc<Mutex<Accounts>>);
+pub(in crate::quota) struct Books(Arc<Mutex<Accounts>>, Arc<Mutex<BTreeSet<NodeId>>>);
 
 struct Node {
     books: Books,
@@ -40,6 +41,11 @@ impl Ledger for Node {
     fn debts(&self, place: Place) -> Option<u64> {
         let (life, node) = (Incarnation::new(LIFE.get() + self.number), NodeId::new(self.number));
         self.books.0.lock().debts(place, node, life)
+    }
+
+    fn lost(&self, places: &[Place]) -> Vec<u64> {
+        let (accounts, lost) = (self.books.0.lock(), self.books.1.lock());
+        places.iter().map(|place| accounts.book(*place).map_or(0, |book| book.held_by(&lost))).collect()
     }
 }
 
@@ -74,7 +80,7 @@ impl Books {
             accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
         }
         let places = ids.into_iter().map(|budget| Place::new(budget, 0)).collect();
-        (Self(Arc::new(Mutex::new(accounts))), places)
+        (Self(Arc::new(Mutex::new(accounts)), Arc::default()), places)
     }
 
     pub(in crate::quota) fn node(&self, number: u64) -> (Escrow, Arc<AtomicBool>) {
@@ -95,6 +101,11 @@ impl Books {
             tokio::time::sleep(Duration::from_millis(20)).await;
             escrow.look(false, |place| Some(self.0.lock().told(place, life)));
         }
+    }
+
+    /// This node is not heard of any more.
+    pub(in crate::quota) fn lose(&self, number: u64) {
+        self.1.lock().insert(NodeId::new(number));
     }
 
     fn held(&self, place: Place) -> u64 {
@@ -416,6 +427,10 @@ async fn what_is_said_within_a_moment_is_said_together() {
 
         fn debts(&self, place: Place) -> Option<u64> {
             self.0.debts(place)
+        }
+
+        fn lost(&self, places: &[Place]) -> Vec<u64> {
+            self.0.lost(places)
         }
     }
 

@@ -79,13 +79,14 @@ async fn nobody_in_line_is_refused_what_the_ledger_says_is_free() {
     assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
     assert_eq!(
         second.try_recv(),
-        Ok(Err(Refused::Exceeded { place, amount: 5, standing: less })),
+        Ok(Err(Refused::Exceeded { place, amount: 5, standing: less, lost: 0 })),
         "6 are free, and 3 here"
     );
 
     let nothing = Standing { held: 100, ..some };
     held.told(place, Told::Standing(nothing), now, later);
-    assert_eq!(answer.try_recv(), Ok(Err(Refused::Exceeded { place, amount: 5, standing: nothing })));
+    let exceeded = Refused::Exceeded { place, amount: 5, standing: nothing, lost: 0 };
+    assert_eq!(answer.try_recv(), Ok(Err(exceeded)));
 }
 
 /// It goes on being the one that was lent to, however often the ledger has heard of all it did there.
