@@ -8,6 +8,7 @@ use harness::{
     FakeProvider, LONG, Member, TestCluster, TestClusterBuilder, binary, copy_folder, eventually, eventually_within,
 };
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::cluster::{FAST, WallClock, question};
 
@@ -104,6 +105,19 @@ async fn an_attempt_that_was_too_late_is_charged_beside_the_one_that_answered() 
     eventually("both are charged", async || standing(&cluster[0], &admin).await["settled"] == 2).await;
     provider.release().await;
     assert_eq!(provider.settled().await.total.requests, 2);
+}
+
+/// A proxy on the way may have changed it: it is an answer all the same, and the provider bills it.
+#[tokio::test]
+async fn an_answer_with_another_status_of_success_is_an_answer_and_charged() {
+    let (provider, cluster) = alone("limit: 9 requests, window: total").await;
+    provider.script(json!([{ "status": 203 }])).await;
+
+    let answer = cluster[0].as_key(WEB).post(CHAT, &asking("openai/m", "who?")).await;
+
+    assert!(answer.status == 200 && answer.json()["usage"]["completion_tokens"] == 8, "{}", answer.text());
+    let admin = cluster.admin_key().await;
+    eventually("it is charged", async || standing(&cluster[0], &admin).await["settled"] == 1).await;
 }
 
 /// Who waits for another's call needs nothing himself; nor does who finds an answer that is kept.
@@ -316,7 +330,7 @@ fn of_the_key(provider: &FakeProvider, budget: &str) -> TestClusterBuilder {
 async fn spend_uncapped(provider: &FakeProvider, nodes: &[&Member], limit: u64) -> Vec<(String, u64)> {
     let body = || {
         let mut question = question();
-        question.as_object_mut().unwrap().remove("max_tokens");
+        question.as_object_mut().map(|fields| fields.remove("max_tokens"));
         question
     };
     let clients = nodes.iter().flat_map(|node| std::iter::repeat_n(node, 4));
@@ -363,11 +377,12 @@ async fn what_a_dead_node_holds_keeps_nobody_from_what_else_there_is() {
     let mut capped = question();
     capped["max_tokens"] = 4_000.into();
     provider.script(json!([{ "hold": "before_head" }])).await;
-    let held = tokio::spawn(async move { client.try_send(http::Method::POST, CHAT, capped.to_string()).await.is_ok() });
+    let mut held = JoinSet::new();
+    held.spawn(async move { client.try_send(http::Method::POST, CHAT, capped.to_string()).await.is_ok() });
     provider.arrived(1).await;
 
     cluster.kill(dies).await;
-    assert!(!held.await.unwrap(), "its node is dead");
+    assert_eq!(held.join_all().await, [false], "its node is dead");
     provider.clear_script().await;
     let others: Vec<&Member> = [1, 2].map(|next| &cluster[(dies + next) % 3]).to_vec();
     let ends = spend_uncapped(&provider, &others, LIMIT).await;

@@ -123,6 +123,17 @@ struct Inner {
     places: watch::Sender<Places>,
     say: Notify,
     mark: Notify,
+    spoken: watch::Sender<Spoken>,
+}
+
+/// What became of what was said to the ledger last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Spoken {
+    #[default]
+    Answered,
+    UnderWay,
+    /// It may have been heard, or may be yet.
+    Unanswered,
 }
 
 /// Rights that were taken. Dropped, they come back; so whoever uses them settles before.
@@ -145,6 +156,7 @@ impl Escrow {
             places: watch::Sender::default(),
             say: Notify::new(),
             mark: Notify::new(),
+            spoken: watch::Sender::default(),
         }));
         let (says, marking) = (escrow.clone().says(), escrow.clone().marking(marks));
         (escrow, says, marking)
@@ -175,12 +187,12 @@ impl Escrow {
     /// Something comes back. Who stood in line for one budget may then stand in that of another, where only the disk has to
     /// hear of it.
     fn free(&self, come_back: impl FnOnce(&mut Held)) {
-        let is_waited_for = {
+        let unmarked = {
             let mut held = self.0.held.lock();
             come_back(&mut held);
-            held.is_waited_for()
+            held.take_unmarked()
         };
-        if is_waited_for {
+        if unmarked {
             self.0.mark.notify_one();
         }
     }
@@ -313,6 +325,14 @@ impl Escrow {
         self.0.held.lock().close()
     }
 
+    /// Whether the ledger has answered all that was said to it; waits for an answer under way no longer than `within`. Else it
+    /// may grant something yet, of which nobody here will hear.
+    pub async fn is_answered(&self, within: Duration) -> bool {
+        let mut spoken = self.0.spoken.subscribe();
+        let ended = tokio::time::timeout(within, spoken.wait_for(|spoken| *spoken != Spoken::UnderWay)).await;
+        ended.is_ok_and(|ended| ended.is_ok_and(|spoken| *spoken == Spoken::Answered))
+    }
+
     /// Something was applied: `ledger` says what it is with a place now. As [`Held::look`].
     pub fn look(&self, everywhere: bool, ledger: impl Fn(Place) -> Option<Told>) {
         if self.0.held.lock().look(everywhere, ledger) {
@@ -348,9 +368,11 @@ impl Escrow {
                 continue;
             }
             spoken = said_at.into();
+            self.0.spoken.send_replace(Spoken::UnderWay);
             let places: Vec<Place> = said.iter().map(|(place, _)| *place).collect();
             match self.0.ledger.say(said).await {
                 Ok(told) => {
+                    self.0.spoken.send_replace(Spoken::Answered);
                     let told_at = now();
                     ::metrics::histogram!(metrics::REFILL).record(told_at - said_at);
                     // Outside of the lock: it is the register that is asked.
@@ -364,6 +386,7 @@ impl Escrow {
                     self.0.mark.notify_one();
                 }
                 Err(why) => {
+                    self.0.spoken.send_replace(Spoken::Unanswered);
                     warn!(why, "the ledger did not answer");
                     self.0.held.lock().unanswered(&places);
                     tokio::time::sleep(EVERY).await;

@@ -1,7 +1,7 @@
 //! What this node holds of all budgets, and who waits for it. Pure: nothing here waits, writes or asks.
 //!
 //! An attempt takes its part of all its budgets or of none. Who finds too little stands in line at the first budget that
-//! lacked, holding nothing; whoever comes later to a budget with a line stands behind. Whatever frees rights serves the
+//! lacks, in an order that is the same on all nodes, holding nothing; whoever comes later to a budget with a line stands behind. Whatever frees rights serves the
 //! line at once.
 
 use std::collections::{HashMap, VecDeque};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cluster::directory::budget::Unit;
 use cluster::ledger::accounts::{Place, Told, UserId};
 use cluster::ledger::book::{Standing, Statement};
-use cluster::ledger::lease::{Lack, Lease, Mark};
+use cluster::ledger::lease::{Lease, Mark};
 use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
@@ -43,6 +43,12 @@ pub const DOUBT_MAX: Duration = Duration::from_secs(10);
 
 /// How long by whoever can do with less: what others hold and do not use is called back in that time.
 pub const DOUBT_SHORT: Duration = Duration::from_millis(500);
+
+/// How long who stands in line for one budget keeps what there is for it of those before: recalls come round in that time.
+const KEPT_MAX: Duration = Duration::from_secs(2);
+
+/// A life that has just ended is settled by the next one of its node within that, if at all soon.
+const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
 /// How an attempt waits where there is too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,8 @@ pub type Answer = oneshot::Sender<Result<(), Refused>>;
 struct Waiting {
     demands: Arc<[Demand]>,
     since: Instant,
+    /// In this line.
+    stands_since: Instant,
     patience: Patience,
     answer: Answer,
 }
@@ -113,6 +121,8 @@ struct Spot {
     standing: Option<Standing>,
     /// Held by nodes that were not heard of then.
     lost: u64,
+    /// When more came to be burned than before.
+    burned_at: Option<Instant>,
     said_at: Option<Instant>,
     /// What the ledger was told, as far as it has answered; `None`: nobody knows.
     said: Option<Statement>,
@@ -192,8 +202,12 @@ pub struct Held {
     answered_at: Option<Instant>,
     /// Since when it has been spoken to without an answer.
     unanswered_since: Option<Instant>,
+    /// When it was last told the time.
+    now: Option<Instant>,
     /// Somewhere there is credit.
     lent: bool,
+    /// Somewhere more was used than was set aside, and the disk is to hear of it.
+    unmarked: bool,
     closed: bool,
 }
 
@@ -232,16 +246,16 @@ impl Held {
         for demand in demands.iter() {
             self.spots.entry(demand.place).or_default().wanted_at = Some(now);
         }
-        let behind =
-            demands.iter().find(|demand| self.spots.get(&demand.place).is_some_and(|spot| !spot.line.is_empty()));
+        let places = demands.iter().map(|demand| demand.place);
+        let behind = places.filter(|place| self.spots.get(place).is_some_and(|spot| !spot.line.is_empty())).min();
         let at = match behind {
-            Some(demand) => demand.place,
+            Some(place) => place,
             None => match self.take(demands) {
                 Ok(()) => {
                     self.note(demands, now);
                     return Ok(Reserved::Taken(self.todo(demands, now)));
                 }
-                Err((place, _lack)) => place,
+                Err(place) => place,
             },
         };
         if let Some(demand) = demands.iter().find(|demand| self.spots.get(&demand.place).is_some_and(|spot| spot.over))
@@ -253,7 +267,7 @@ impl Held {
         }
         let (answer, answered) = oneshot::channel();
         self.waiting += 1;
-        let waiting = Waiting { demands: Arc::clone(demands), since: now, patience, answer };
+        let waiting = Waiting { demands: Arc::clone(demands), since: now, stands_since: now, patience, answer };
         self.spots.entry(at).or_default().line.push_back(waiting);
         Ok(Reserved::Waits(answered, self.todo(demands, now)))
     }
@@ -300,21 +314,23 @@ impl Held {
         }
     }
 
-    fn take(&mut self, demands: &[Demand]) -> Result<(), (Place, Lack)> {
-        if let (true, Some(first)) = (self.closed, demands.first()) {
-            return Err((first.place, Lack::Rights { missing: first.amount }));
+    /// All of them, or the first place that lacks: in the order of places, which is the same on all nodes, however budgets are
+    /// named there.
+    fn take(&mut self, demands: &[Demand]) -> Result<(), Place> {
+        let lacks = |held: &Self, demand: &Demand| {
+            // Who was taken into account already may go on; nothing new begins in a window that is over.
+            let ready = |spot: &Spot| !spot.over && spot.lease.ready() >= demand.amount;
+            held.closed || !held.spots.get(&demand.place).is_some_and(ready)
+        };
+        if let Some(place) = demands.iter().filter(|demand| lacks(self, demand)).map(|demand| demand.place).min() {
+            self.spots.entry(place).or_default();
+            return Err(place);
         }
         for (index, demand) in demands.iter().enumerate() {
-            let spot = self.spots.entry(demand.place).or_default();
-            // Who was taken into account already may go on; nothing new begins in a window that is over.
-            let reserved = if spot.over {
-                Err(Lack::Rights { missing: demand.amount })
-            } else {
-                spot.lease.reserve(demand.amount)
-            };
-            if let Err(lack) = reserved {
+            let taken = self.spots.get_mut(&demand.place).is_some_and(|spot| spot.lease.reserve(demand.amount).is_ok());
+            if !taken {
                 self.put_back(&demands[..index]);
-                return Err((demand.place, lack));
+                return Err(demand.place);
             }
         }
         Ok(())
@@ -347,6 +363,7 @@ impl Held {
             if let Some(spot) = self.spots.get_mut(&demand.place) {
                 spot.lease.settle(demand.amount, used);
                 waited_for |= !spot.line.is_empty();
+                self.unmarked |= spot.lease.busy() > spot.lease.mark().reach;
             }
         }
         if waited_for {
@@ -360,7 +377,7 @@ impl Held {
     fn serve(&mut self, place: Place) {
         loop {
             let Some(spot) = self.spots.get_mut(&place) else { return };
-            let Some(waiting) = spot.line.pop_front() else { return };
+            let Some(mut waiting) = spot.line.pop_front() else { return };
             if waiting.answer.is_closed() {
                 self.waiting -= 1;
                 continue;
@@ -376,13 +393,16 @@ impl Held {
                     // It left between the two: nobody will release this but us.
                     self.put_back(&waiting.demands);
                 }
-                Err((lacking, _lack)) if lacking == place => {
+                Err(lacking) if lacking == place => {
                     if let Some(spot) = self.spots.get_mut(&place) {
                         spot.line.push_front(waiting);
                     }
                     return;
                 }
-                Err((lacking, _lack)) => self.spots.entry(lacking).or_default().line.push_back(waiting),
+                Err(lacking) => {
+                    waiting.stands_since = self.now.unwrap_or(waiting.since);
+                    self.spots.entry(lacking).or_default().line.push_back(waiting);
+                }
             }
         }
     }
@@ -396,7 +416,7 @@ impl Held {
 
     /// What the ledger said of a statement of `said_at`.
     pub fn told(&mut self, place: Place, told: Told, said_at: Instant, now: Instant) {
-        self.answered_at = Some(now);
+        (self.answered_at, self.now) = (Some(now), Some(now));
         self.unanswered_since = None;
         if std::mem::take(&mut self.lent) {
             self.spots.values_mut().for_each(|spot| spot.lease.lend(0));
@@ -416,7 +436,7 @@ impl Held {
             Told::Crowded => return self.crowded(place),
         };
         spot.lease.grant(standing.granted);
-        spot.standing = Some(standing);
+        spot.hear(standing, Some(now));
         self.serve(place);
         self.refuse(place, standing, said_at, now);
     }
@@ -445,7 +465,7 @@ impl Held {
             match ledger(*place) {
                 Some(Told::Standing(standing)) => {
                     news |= standing.recall && spot.lease.idle() > 0;
-                    spot.standing = Some(standing);
+                    spot.hear(standing, self.now);
                 }
                 Some(Told::Over(_) | Told::Gone) => {
                     news |= !spot.over;
@@ -465,8 +485,10 @@ impl Held {
         let (mut kept, mut before) = (VecDeque::new(), 0_u64);
         for waiting in std::mem::take(&mut spot.line) {
             let amount = amount_at(&waiting.demands, place);
-            // Nothing that is under way can make room for it: all of that is not used yet.
-            let never = amount > standing.unused().saturating_sub(spot.lost);
+            // Nothing that is under way can make room for it: all of that is not used yet. Nor can the start of a node, which
+            // gives back what the life before it held.
+            let settles = spot.burned_at.is_some_and(|at| now.saturating_duration_since(at) < SETTLES_WITHIN);
+            let never = !settles && amount > standing.unused().saturating_sub(spot.lost);
             let doubted = now.saturating_duration_since(waiting.since) < waiting.patience.doubt;
             // What is here is for who stands before it.
             let lacks = amount > spot.lease.idle() || (waiting.patience.or_less && !kept.is_empty());
@@ -510,11 +532,13 @@ impl Held {
         if self.closed {
             return said;
         }
+        self.now = Some(now);
+        let kept = self.kept(now);
         for (place, spot) in &mut self.spots {
             if said.len() == most {
                 break;
             }
-            let statement = spot.statement(*place, now);
+            let statement = spot.statement(*place, now, kept.get(place).copied().unwrap_or_default());
             said.extend(statement.map(|statement| (*place, statement)));
         }
         said.sort_unstable_by_key(|(place, _)| *place);
@@ -522,6 +546,25 @@ impl Held {
             self.unanswered_since.get_or_insert(now);
         }
         said
+    }
+
+    /// What is kept of each place for those who are next in other lines, though it is called back: else two that need the
+    /// same budgets might each get one of them, give it back for the other, and so on. Only who stands at the later of two
+    /// places keeps the earlier: in that order, which is the same on all nodes, one of them goes on.
+    fn kept(&self, now: Instant) -> HashMap<Place, u64, RandomState> {
+        let mut kept = HashMap::default();
+        if self.waiting == 0 {
+            return kept;
+        }
+        let next = self.spots.iter().filter_map(|(at, spot)| Some((at, spot.line.front()?)));
+        for (at, waiting) in next.filter(|(_, waiting)| now.saturating_duration_since(waiting.stands_since) < KEPT_MAX)
+        {
+            for demand in waiting.demands.iter().filter(|demand| demand.place < *at) {
+                let sum: &mut u64 = kept.entry(demand.place).or_default();
+                *sum = sum.saturating_add(demand.amount);
+            }
+        }
+        kept
     }
 
     /// Whether the ledger has been spoken to for so long without an answer.
@@ -591,6 +634,12 @@ impl Held {
         self.answered_at.is_some_and(|at| now.saturating_duration_since(at) < lately)
     }
 
+    /// Whether the disk is to hear of anything since it was last asked: of who may stand in line for nothing else, or of what
+    /// was used beyond what was set aside.
+    pub fn take_unmarked(&mut self) -> bool {
+        std::mem::take(&mut self.unmarked) || self.waiting > 0
+    }
+
     /// Whether anyone stands in line.
     pub fn is_waited_for(&self) -> bool {
         self.waiting > 0
@@ -630,6 +679,13 @@ impl Spot {
         !self.over && self.line.is_empty() && self.lease.reserve(amount).is_ok()
     }
 
+    fn hear(&mut self, standing: Standing, now: Option<Instant>) {
+        if self.standing.is_some_and(|before| before.burned < standing.burned) {
+            self.burned_at = now;
+        }
+        self.standing = Some(standing);
+    }
+
     /// It was wanted, and taken.
     fn wanted(&mut self, demand: &Demand, now: Instant) -> Todo {
         self.wanted_at = Some(now);
@@ -664,14 +720,17 @@ impl Spot {
         ready < room && (ready < self.chunk(place, ahead) / 2 || ready < self.first(place).unwrap_or_default())
     }
 
-    fn statement(&mut self, place: Place, now: Instant) -> Option<Statement> {
+    /// `kept`: as [`Held::kept`].
+    fn statement(&mut self, place: Place, now: Instant, kept: u64) -> Option<Statement> {
         let recalled = self.standing.is_some_and(|standing| standing.recall);
         let unused = self.wanted_at.is_none_or(|at| now.saturating_duration_since(at) >= IDLE_MAX);
         let first = self.first(place).unwrap_or_default();
         if recalled || unused || self.over {
-            // What serves the first in line stays, if it is enough for that.
-            let keep = if self.over || first > self.lease.idle() { 0 } else { first };
-            self.lease.give_back(keep);
+            // What serves the first in line stays, if it is enough for that; so does what those in other lines need.
+            let idle = if self.over { 0 } else { self.lease.idle() };
+            let first = if first > idle { 0 } else { first };
+            let kept = if kept > idle - first { 0 } else { kept };
+            self.lease.give_back(first + kept);
         }
         let wanted =
             if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, self.pace.ahead(now))) };

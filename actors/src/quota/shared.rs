@@ -217,11 +217,16 @@ impl Books {
         if incarnation.get() == 0 || marks.is_empty() {
             return;
         }
+        let answered = escrow.is_answered(LAST_WITHIN).await;
         for act in settlements(node, incarnation, &marks, true) {
             if let Err(error) = self.consensus.propose_idempotent(act, LAST_WITHIN).await {
                 warn!(error = chain(&error), "what this node holds of budgets is given back when it starts again");
                 return;
             }
+        }
+        // What it is granted after that, the next life gives back by these marks.
+        if !answered {
+            return;
         }
         if let Err(error) = self.marks.forget(incarnation).await {
             warn!(error = chain(&error), "this life could not be forgotten");

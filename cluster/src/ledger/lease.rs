@@ -154,7 +154,8 @@ impl Lease {
     pub fn statement(&self, more: u64, least: u64) -> Statement {
         let paid = self.granted.saturating_add(self.debt());
         Statement {
-            used: self.used,
+            // What is said is on the disk: else the next life could prove nothing.
+            used: self.used.min(self.mark.reach),
             returned: self.returned,
             wants: paid.saturating_add(more),
             least: if least == 0 { self.granted } else { paid.saturating_add(least) },

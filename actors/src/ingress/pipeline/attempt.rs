@@ -440,7 +440,7 @@ impl Attempts {
         receipts: Receipts,
         first_by: Instant,
     ) -> Result<Box<Live>, Failed> {
-        if response.status() != StatusCode::OK {
+        if !response.status().is_success() {
             // Boxed, as it is rare: the future of every attempt is as large as the largest it may wait for.
             return Err(Box::pin(self.refused(&source, provider, credential, response, receipts)).await);
         }
@@ -566,7 +566,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     value.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
 }
 
-/// Neither a success nor an error: a redirect, which is never followed, or a success without a body.
+/// Neither a success nor an error: a redirect, which is never followed.
 fn unexpected(status: StatusCode) -> Fault {
     Fault {
         kind: FaultKind::Malformed,

@@ -354,6 +354,25 @@ async fn what_was_used_beyond_what_was_set_aside_is_marked_too() {
     assert!(lease.mark().reach >= 1_500, "{lease:?}");
 }
 
+/// It may yet grant what was asked for: a life that ends is not to forget what it could prove of that.
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_did_not_answer_may_grant_something_yet() {
+    let (books, places) = Books::new(&[1_000]);
+    let (escrow, answers) = books.node(0);
+    let within = Duration::from_secs(1);
+    assert!(escrow.is_answered(within).await, "nothing was said");
+
+    answers.store(false, Ordering::Relaxed);
+    let _waits = tokio::time::timeout(within, escrow.reserve(demand(places[0], 100), long(), soon())).await;
+    escrow.close();
+    assert!(!escrow.is_answered(within).await);
+
+    let (other, _) = books.node(1);
+    drop(other.reserve(demand(places[0], 100), long(), soon()).await.unwrap());
+    other.close();
+    assert!(other.is_answered(within).await);
+}
+
 /// Who has left is not waited for: others need not give back what they hold for him.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_called_back_for_who_has_left() {

@@ -1,6 +1,8 @@
 //! Lines, windows that are over, and bounds, without a clock or a ledger.
 
-use cluster::ledger::accounts::BudgetId;
+use cluster::id::{Incarnation, NodeId};
+use cluster::ledger::accounts::{Accounts, BudgetId, Declared, Roll};
+use proptest::prelude::*;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
@@ -89,6 +91,54 @@ async fn nobody_in_line_is_refused_what_the_ledger_says_is_free() {
     assert_eq!(answer.try_recv(), Ok(Err(exceeded)));
 }
 
+/// A node starts again: between the end of its life before and what that gives back, all that it held seems to be burned.
+#[test]
+fn nobody_is_refused_what_a_node_that_starts_gives_back() {
+    let (mut turns, places) = Turns::new(1, &[100]);
+    let (place, began) = (places[0], turns.now);
+    let held = &mut turns.nodes[0];
+    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 60, overdraft: 0 }]);
+    let Ok(Reserved::Waits(mut answer, _todo)) = held.reserve(&demands, Patience::all(DOUBT_MAX), began) else {
+        panic!("nothing is granted yet");
+    };
+    let standing = Standing { limit: 100, held: 90, used: 10, ..Standing::default() };
+    let mut told = |standing, at: Duration| {
+        held.told(place, Told::Standing(standing), began + at, began + at);
+        answer.try_recv()
+    };
+
+    assert_eq!(told(standing, Duration::from_secs(1)), Err(TryRecvError::Empty), "it is under way elsewhere");
+    let ended = Standing { burned: 80, ..standing };
+    assert_eq!(told(ended, Duration::from_secs(2)), Err(TryRecvError::Empty), "it may come back at once");
+    assert_eq!(told(ended, Duration::from_secs(4)), Err(TryRecvError::Empty));
+    let refused = Refused::Exceeded { place, amount: 60, standing: ended, lost: 0 };
+    assert_eq!(told(ended, Duration::from_secs(6)), Ok(Err(refused)), "it did not");
+}
+
+/// A call used more than was set aside for it: should the process end now, the disk is to prove as much as was said.
+#[test]
+fn no_more_is_said_than_the_disk_knows() {
+    let (mut turns, places) = Turns::new(1, &[100]);
+    let demands: Arc<[Demand]> = Arc::new([Demand { place: places[0], unit: Unit::Tokens, amount: 10, overdraft: 0 }]);
+    let now = turns.now;
+    let Ok(Reserved::Waits(_answer, _todo)) = turns.nodes[0].reserve(&demands, Patience::all(DOUBT_MAX), now) else {
+        panic!("nothing is granted yet");
+    };
+    turns.turn(0);
+    let held = &mut turns.nodes[0];
+    held.settle(&demands, [70]);
+
+    let later = now + Duration::from_secs(2);
+    let reach = held.lease(places[0]).unwrap().mark().reach;
+    assert!(reach < 70 && held.take_unmarked(), "{reach}");
+    assert!(held.statements(later, 9).iter().all(|(_, said)| said.used <= reach));
+    let marks = held.marks(later);
+    held.marked(&marks, true);
+
+    assert_eq!(held.statements(later + Duration::from_secs(2), 9)[0].1.used, 70);
+    assert!(!held.take_unmarked());
+}
+
 /// It goes on being the one that was lent to, however often the ledger has heard of all it did there.
 #[test]
 fn where_it_was_lent_to_is_remembered_though_all_is_said() {
@@ -120,6 +170,96 @@ fn where_it_was_lent_to_is_remembered_though_all_is_said() {
 
     assert_eq!(held.lease(lent).map(Lease::mark), Some(Mark { reach: 5, lent: 9 }));
     assert_eq!(held.lease(not_lent), None);
+}
+
+/// Nodes that speak to the ledger by turns, each as soon as the one before was answered, and then mark what they were granted.
+struct Turns {
+    accounts: Accounts,
+    nodes: Vec<Held>,
+    now: Instant,
+}
+
+impl Turns {
+    fn new(nodes: usize, limits: &[u64]) -> (Self, Vec<Place>) {
+        let mut accounts = Accounts::default();
+        let declared = |(number, limit): (usize, &u64)| Declared {
+            name: format!("b{number}"),
+            terms: String::new(),
+            limit: *limit,
+            each: false,
+        };
+        accounts.align(&limits.iter().enumerate().map(declared).collect::<Vec<_>>());
+        let budgets: Vec<_> = accounts.iter().map(|(budget, _)| budget).collect();
+        for budget in &budgets {
+            accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
+        }
+        let places = budgets.into_iter().map(|budget| Place::new(budget, 0)).collect();
+        let nodes = (0..nodes).map(|_| Held::default()).collect();
+        (Self { accounts, nodes, now: tokio::time::Instant::now().into_std() }, places)
+    }
+
+    fn turn(&mut self, number: usize) {
+        let (life, node) = (Incarnation::new(1 + number as u64), NodeId::new(number as u64));
+        let held = &mut self.nodes[number];
+        self.now += Duration::from_millis(25);
+        held.look(false, |place| Some(self.accounts.told(place, life)));
+        for (place, said) in held.statements(self.now, usize::MAX) {
+            let told = self.accounts.state(place, life, node, said, false);
+            held.told(place, told, self.now, self.now);
+        }
+        let marks = held.marks(self.now);
+        held.marked(&marks, true);
+    }
+}
+
+/// Each node has one who needs most of all budgets, named in whichever order. They can have them one after the other.
+fn all_are_served(nodes: usize, budgets: usize, turns_of: impl Iterator<Item = usize>) -> usize {
+    let (mut turns, places) = Turns::new(nodes, &vec![100; budgets]);
+    let all: Vec<Demand> =
+        places.iter().map(|place| Demand { place: *place, unit: Unit::Tokens, amount: 60, overdraft: 0 }).collect();
+    let now = turns.now;
+    let wait = |number: usize| {
+        let mut demands = all.clone();
+        demands.rotate_left(number % budgets);
+        let demands: Arc<[Demand]> = demands.into();
+        match turns.nodes[number].reserve(&demands, Patience::all(DOUBT_MAX), now) {
+            Ok(Reserved::Waits(answer, _todo)) => Some((demands, answer)),
+            Ok(Reserved::Taken(_)) | Err(_) => panic!("nothing is granted yet"),
+        }
+    };
+    let mut waiting: Vec<_> = (0..nodes).map(wait).collect();
+
+    for number in turns_of {
+        turns.turn(number);
+        let Some((demands, answer)) = &mut waiting[number] else { continue };
+        match answer.try_recv() {
+            Ok(answered) => {
+                assert_eq!(answered, Ok(()));
+                turns.nodes[number].settle(demands, vec![1; budgets]);
+                waiting[number] = None;
+            }
+            Err(wait) => assert_eq!(wait, TryRecvError::Empty),
+        }
+    }
+    nodes - waiting.iter().flatten().count()
+}
+
+/// Each gets one of them before the other, and is to give it back for who waits elsewhere.
+#[test]
+fn who_needs_two_budgets_gets_them_one_after_the_other() {
+    assert_eq!(all_are_served(2, 2, [0, 1].into_iter().cycle().take(100)), 2);
+}
+
+proptest! {
+    #[test]
+    fn who_needs_several_budgets_gets_them_whoever_speaks_when(
+        (nodes, order) in (2..5_usize).prop_flat_map(|nodes| (Just(nodes), prop::collection::vec(0..nodes, 1..40))),
+        budgets in 2..5_usize,
+    ) {
+        // At random at first, and then by turns.
+        let turns = order.into_iter().chain((0..nodes).cycle().take(60 * nodes));
+        prop_assert_eq!(all_are_served(nodes, budgets, turns), nodes);
+    }
 }
 
 /// All it held was given back and all of it said, so nothing more is asked of it.
