@@ -361,7 +361,7 @@ impl Escrow {
             let said = {
                 let places = self.0.places.borrow().clone();
                 let mut held = self.0.held.lock();
-                held.forget(|place| places.has(place.of(UserId::NOBODY)));
+                held.forget(said_at, |place| places.has(place.of(UserId::NOBODY)));
                 held.statements(said_at, STATEMENTS_MAX)
             };
             if said.is_empty() {

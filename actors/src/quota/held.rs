@@ -50,6 +50,9 @@ const KEPT_MAX: Duration = Duration::from_secs(2);
 /// A life that has just ended is settled by the next one of its node within that, if at all soon.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
+/// So long after somebody wanted something of a place he may still stand in another line for it: longer than anyone waits.
+const LINGERS: Duration = Duration::from_mins(1);
+
 /// How an attempt waits where there is too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
@@ -520,9 +523,9 @@ impl Held {
     /// Forgets windows that are over and of which nothing is left to be said, but for those where somebody may still begin to
     /// spend, as far as this node knows: he would be lent to as if nothing had been spent there, and what he spent would be
     /// taken for that.
-    pub fn forget(&mut self, is_spent: impl Fn(Place) -> bool) {
+    pub fn forget(&mut self, now: Instant, is_spent: impl Fn(Place) -> bool) {
         if !self.closed {
-            self.spots.retain(|place, spot| !spot.is_done() || is_spent(*place));
+            self.spots.retain(|place, spot| !spot.is_done(now) || is_spent(*place));
         }
     }
 
@@ -760,11 +763,17 @@ impl Spot {
         if recalled || self.lease.idle() >= ahead / 2 { 0 } else { ahead }
     }
 
-    fn is_done(&self) -> bool {
+    fn is_done(&self, now: Instant) -> bool {
+        let lingers = self.wanted_at.is_some_and(|at| now.saturating_duration_since(at) < LINGERS);
         let told = self.said.unwrap_or_default().used == self.lease.used() && self.lease.idle() == 0;
         // One that was lent to is remembered: it is lent to once.
         let heard = told && !self.unheard;
-        self.over && self.line.is_empty() && self.lease.reserved() == 0 && heard && self.lease.mark().lent == 0
+        self.over
+            && !lingers
+            && self.line.is_empty()
+            && self.lease.reserved() == 0
+            && heard
+            && self.lease.mark().lent == 0
     }
 }
 

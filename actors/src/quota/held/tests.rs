@@ -50,12 +50,12 @@ fn a_window_that_is_over_is_remembered_while_it_may_be_spent_of_here() {
     assert_eq!(held.statements(now, 9)[0].1.used, 5);
     held.told(place, Told::Over(Standing { used: 5, ..standing }), now, now);
 
-    held.forget(|_| true);
+    held.forget(now + LINGERS, |_| true);
     held.lend(place, 9);
     let late = held.reserve(&demands, Patience::all(Duration::ZERO), now).err();
     assert_eq!(late, Some(Refused::Over { place }));
 
-    held.forget(|_| false);
+    held.forget(now + LINGERS, |_| false);
     assert_eq!(held.lease(place), None);
 }
 
@@ -166,7 +166,7 @@ fn where_it_was_lent_to_is_remembered_though_all_is_said() {
         held.told(place, Told::Over(Standing { used: 5, limit: 100, ..Standing::default() }), now, now);
     }
 
-    held.forget(|_| false);
+    held.forget(now + LINGERS, |_| false);
 
     assert_eq!(held.lease(lent).map(Lease::mark), Some(Mark { reach: 5, lent: 9 }));
     assert_eq!(held.lease(not_lent), None);
@@ -284,12 +284,14 @@ fn a_window_that_was_quiet_when_it_ended_is_forgotten() {
 
     let over = |_place| Some(Told::Over(standing(5, 5)));
     held.look(false, over);
-    held.forget(|_| false);
+    held.forget(now + LINGERS, |_| false);
     assert!(held.lease(place).is_some(), "nobody says that it is over");
     held.look(true, over);
-    held.forget(|_| true);
+    held.forget(now + LINGERS, |_| true);
     assert!(held.lease(place).is_some(), "somebody may still begin to spend there");
-    held.forget(|_| false);
+    held.forget(quiet, |_| false);
+    assert!(held.lease(place).is_some(), "who wanted it may stand in another line");
+    held.forget(now + LINGERS, |_| false);
 
     assert_eq!(held.lease(place), None);
 }
