@@ -207,6 +207,12 @@ pub async fn run(args: SimulatorArgs, shutdown: CancellationToken) -> io::Result
         write_addresses(path, handle.address())?;
     }
     tracing::info!(address = %handle.address(), "the provider simulator listens");
+    // Whoever starts it by hand has no log.
+    let _unheard = crate::output::line(&format!(
+        "listening on http://{0}: base_url: http://{0}/v1, any api_key; GET /simulator/bill says what it billed, /simulator/requests \
+         what arrived",
+        handle.address()
+    ));
     serving.await;
     Ok(())
 }

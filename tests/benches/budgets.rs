@@ -408,6 +408,8 @@ fn main() {
     let at = arguments.iter().position(|argument| argument == "--times");
     let times: u64 = at.map_or(2_000_000, |at| arguments[at + 1].parse().unwrap());
     println!("{:<58} {:>12} {:<12} {:>8}  beside\n", "", "", "", "ratio");
+    // What is charged is counted as in the product.
+    metrics::set_global_recorder(metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder()).unwrap();
     let mut report = Report::default();
     in_the_path(&mut report, times);
     over_the_trace(&mut report);

@@ -328,11 +328,15 @@ impl BudgetStanding {
             self.reserved_here.map_or_else(String::new, |amount| format!(", {} of it by calls here", show(amount)));
         let whose = match (&self.end_user, self.end_users) {
             (Some(user), _) => format!(", end user `{user}`"),
-            (None, Some(users)) => format!(", each end user; {users} have spent of it"),
+            (None, Some(users)) => format!(", each end user; {users} that were named have spent of it"),
             (None, None) => String::new(),
         };
+        let window = match self.window {
+            Some(number) if self.period != Period::Total.name() => format!("\n  window     {number}"),
+            Some(_) | None => String::new(),
+        };
         let mut text = format!(
-            "{}{whose}\n  limit      {}\n  settled    {}\n  leased     {}{reserved}\n  burned     {}\n  remaining  {}\n  resets     {}",
+            "{}{whose}{window}\n  limit      {}\n  settled    {}\n  leased     {}{reserved}\n  burned     {}\n  remaining  {}\n  resets     {}",
             self.name,
             show(self.limit),
             show(self.settled),
@@ -341,16 +345,19 @@ impl BudgetStanding {
             self.remaining(),
             resets(self.ends.as_deref(), cluster::clock::since_epoch()),
         );
+        if self.end_users.is_some() && !self.lines.is_empty() {
+            text.push_str("\n  of that, calls that name no end user:");
+        }
         for line in &self.lines {
             let _infallible = write!(
                 text,
-                "\n  node {} incarnation {} ({}): granted {}, used {}, returned {}, burned {}",
+                "\n  node {} incarnation {} ({}): granted {} and returned {} in all, used {}, burned {}",
                 line.node,
                 line.incarnation,
                 line.stage,
                 show(line.granted),
-                show(line.used),
                 show(line.returned),
+                show(line.used),
                 show(line.burned),
             );
         }

@@ -102,7 +102,7 @@ pub enum BudgetCommand {
         #[arg(long)]
         incarnation: u64,
         /// What it has really used: `$0.31`, `100k tokens`, `40 requests`.
-        #[arg(long, value_name = "AMOUNT")]
+        #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
         used: String,
         /// A window that is over, counted from 0. Left out: the present one.
         #[arg(long)]
