@@ -453,6 +453,7 @@ impl Accounts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::book::LINES_MAX;
     use super::*;
 
     const NODE: NodeId = NodeId::new(7);
@@ -702,6 +703,34 @@ mod tests {
         assert_eq!(accounts.book(place).unwrap().held(), 25);
         accounts.reconcile(place, old, 20).unwrap();
         assert_eq!(accounts.debts(place, NODE, new), Some(10), "by an operator who knows it");
+    }
+
+    /// Node by node, life after life, more of them than are kept apart: in all it is as much as before.
+    #[test]
+    fn lives_that_are_over_become_one_and_count_as_they_did() {
+        let mut accounts = Accounts::default();
+        accounts.align(&[declared("a", "usd total", 100_000)]);
+        let place = rolled(&mut accounts, "a");
+        let lives = 2 * LINES_MAX as u64;
+        for life in (1..=lives).map(Incarnation::new) {
+            let said = Statement { used: 3, wants: 10, ..wants(0) };
+            let told = accounts.state(place, life, NODE, said, false);
+            assert!(matches!(told, Told::Standing(Standing { granted: 10, .. })), "{told:?}");
+            accounts.end(life);
+            if life.get() % 2 == 0 {
+                accounts.settle(NODE, life, &BTreeMap::from([(place, Mark::to(5))]), true);
+            }
+        }
+
+        let book = accounts.book(place).unwrap();
+        assert_eq!(book.lines().count(), LINES_MAX);
+        assert_eq!((book.used(), book.held()), (3 * lives, (10 + 5) * lives / 2));
+        assert_eq!(book.burned(), book.held() - book.used());
+        assert_eq!(book.debts(NODE, Incarnation::new(lives + 1)), None, "nobody knows of the folded");
+        let first = Incarnation::new(1);
+        accounts.settle(NODE, first, &BTreeMap::new(), true);
+        assert_eq!(accounts.reconcile(place, first, 3), None, "it is one of many");
+        assert_eq!(accounts.book(place).unwrap().held(), (10 + 5) * lives / 2);
     }
 
     /// Another node died while it waited. Once there is what it waited for, nobody has to give back anything for it.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cluster::id::Incarnation;
-use cluster::ledger::accounts::{BudgetId, Place, Roll};
+use cluster::ledger::accounts::{BudgetId, Place, Roll, UserId};
 use cluster::ledger::book::Statement;
 use cluster::ledger::lease::Mark;
 use cluster::register::{Act, Command, Expected, KeyRef, Kind, Origin, Register, Token};
@@ -50,6 +50,7 @@ fn spec_of(kind: Kind) -> BoxedStrategy<String> {
             r#"{"limit":"$1","window":"day"}"#,
             r#"{"limit":"$2","window":"day"}"#,
             r#"{"limit":"9 requests","window":"total"}"#,
+            r#"{"limit":"9 requests","window":"day","each":"end_user"}"#,
         ]),
         Kind::Roles | Kind::Models | Kind::Prices => one_of(&["{}", r#"{"context":1}"#]),
     }
@@ -60,7 +61,7 @@ const FILES: [&str; 5] = [
     "tenants: { a: { teams: { x: {} } } }",
     "tenants: { b: {} }\nkeys: { a: { hash: \"b3:0000000000000000000000000000000000000000000000000000000000000000\" } }",
     "providers: { openai: {} }\nroutes: { a: { targets: [openai/o3] } }\nroles: { a: {}, b: {} }",
-    "tenants: { a: { budgets: [b] } }\nbudgets: { a: { limit: $1, window: day }, b: { limit: 9 requests, window: total } }",
+    "tenants: { a: { budgets: [b] } }\nbudgets: { a: { limit: $1, window: day, each: end_user }, b: { limit: 9 requests, window: total } }",
 ];
 
 fn act() -> impl Strategy<Value = Act> {
@@ -101,7 +102,9 @@ fn act() -> impl Strategy<Value = Act> {
     let admit = (node_of(), "[mn]").prop_map(|(node, name)| Act::Admit { node, member: member(&name) });
     let remove = node_of().prop_map(|node| Act::Remove { node });
     let tick = (0..100u64).prop_map(|now| Act::Tick { now: Duration::from_secs(now) });
-    let place = || (0..4u64, 0..3u64).prop_map(|(budget, window)| Place::new(BudgetId(budget), window));
+    let user = || prop_oneof![Just(UserId::NOBODY), "[uv]".prop_map(|name| UserId::of(&name))];
+    let place =
+        || (0..4u64, 0..3u64, user()).prop_map(|(budget, window, user)| Place::new(BudgetId(budget), window).of(user));
     let said = (place(), 0..9u64, 0..9u64, 0..20u64)
         .prop_map(|(place, used, returned, wants)| (place, Statement { used, returned, wants, least: 1 }));
     let quota = (node_of(), 0..40u64, vec(said, 0..4)).prop_map(|(node, incarnation, said)| Act::Quota {
