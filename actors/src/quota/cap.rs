@@ -5,7 +5,7 @@
 //! only where the budgets themselves have less, or it waited in vain, it is capped at what there is.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cluster::directory::budget::{Budget, Mode, Unit};
 use cluster::directory::price::{Price, TokenCounts};
@@ -174,6 +174,9 @@ impl Asked<'_> {
     /// Each «no» tells what the budgets have by then; where that is as much, others ask for it, too.
     async fn shorter(&self, floor: u64, doubted_until: Instant) -> Result<Taken, Denied> {
         let doubt = || doubted_until.saturating_duration_since(now());
+        let patience = |otherwise: fn(Duration) -> Patience| {
+            if doubt().is_zero() { Patience::at_last() } else { otherwise(doubt()) }
+        };
         let least = CAP_LEAST.min(floor);
         let attainable = self.attainable().await?;
         let mut most = if attainable < floor { attainable } else { self.affordable().await?.min(floor) };
@@ -182,7 +185,7 @@ impl Asked<'_> {
             if each < least {
                 break;
             }
-            match self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await {
+            match self.reserve(self.bound.capped(each), patience(Patience::or_less)).await {
                 Err(Denied::Because(QuotaError::Exceeded(_))) => {}
                 taken => return Ok((taken?, Some(each))),
             }
@@ -192,13 +195,13 @@ impl Asked<'_> {
         // It is waited for in the end, as much as leaves room for others.
         let each = (self.attainable().await? / BESIDE).clamp(least, floor);
         if each > least {
-            match self.reserve(self.bound.capped(each), Patience::all(doubt())).await {
+            match self.reserve(self.bound.capped(each), patience(Patience::all)).await {
                 Err(Denied::Because(QuotaError::Exceeded(_))) => {}
                 taken => return Ok((taken?, Some(each))),
             }
         }
         // Its «no» is told: it is to be the ledger's, and not that others stand in line.
-        Ok((self.reserve(self.bound.capped(least), Patience::all(doubt())).await?, Some(least)))
+        Ok((self.reserve(self.bound.capped(least), patience(Patience::all)).await?, Some(least)))
     }
 
     /// Where the ledger is silent, what there is on credit counts as room.
@@ -348,7 +351,6 @@ impl Bound {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::Duration;
 
     use cluster::directory::budget::Period;
     use tokio::task::JoinSet;
@@ -597,6 +599,23 @@ mod tests {
         assert_eq!(cap, Ok(Some(6_000 - (INPUT + CAP_FLOOR) - INPUT)));
         let waited = now() - began;
         assert!((DOUBT_MAX..DOUBT_MAX + Duration::from_secs(1)).contains(&waited), "{waited:?}");
+    }
+
+    /// Others came meanwhile, and stand behind it: for less than it waited for, it does not stand behind them.
+    #[tokio::test(start_paused = true)]
+    async fn who_waited_in_vain_has_what_is_free_before_who_came_later() {
+        let node = alone(6_000);
+        let _under_way = node.reserve(1, true).await.unwrap().dispatch();
+        let later = async |seconds| {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            node.cap().await
+        };
+
+        let (first, second, third) = tokio::join!(later(0), later(5), later(9));
+
+        for cap in [first, second, third] {
+            assert_eq!(cap, Ok(Some(6_000 - (INPUT + CAP_FLOOR) - INPUT)));
+        }
     }
 
     /// Nobody waits for what only a node holds that is not heard of; what else there is, is had.

@@ -362,13 +362,17 @@ impl Escrow {
                 let places = self.0.places.borrow().clone();
                 let mut held = self.0.held.lock();
                 held.forget(said_at, |place| places.has(place.of(UserId::NOBODY)));
-                held.statements(said_at, STATEMENTS_MAX)
+                let said = held.statements(said_at, STATEMENTS_MAX);
+                if !said.is_empty() {
+                    // Before anyone can close it, and ask.
+                    self.0.spoken.send_replace(Spoken::UnderWay);
+                }
+                said
             };
             if said.is_empty() {
                 continue;
             }
             spoken = said_at.into();
-            self.0.spoken.send_replace(Spoken::UnderWay);
             let places: Vec<Place> = said.iter().map(|(place, _)| *place).collect();
             match self.0.ledger.say(said).await {
                 Ok(told) => {

@@ -53,6 +53,9 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 /// So long after somebody wanted something of a place he may still stand in another line for it: longer than anyone waits.
 const LINGERS: Duration = Duration::from_mins(1);
 
+/// What is kept of places for those in other lines, and since when each of them waits.
+type Kept = HashMap<Place, Vec<(Instant, u64)>, RandomState>;
+
 /// How an attempt waits where there is too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
@@ -60,15 +63,21 @@ pub struct Patience {
     doubt: Duration,
     /// It can do with less, and rather asks for that than wait long or stand behind others.
     or_less: bool,
+    /// It has waited for more as long as anyone may: it stands before the others.
+    before: bool,
 }
 
 impl Patience {
     pub fn all(doubt: Duration) -> Self {
-        Self { doubt: doubt.min(DOUBT_MAX), or_less: false }
+        Self { doubt: doubt.min(DOUBT_MAX), or_less: false, before: false }
     }
 
     pub fn or_less(doubt: Duration) -> Self {
-        Self { doubt: doubt.min(DOUBT_SHORT), or_less: true }
+        Self { doubt: doubt.min(DOUBT_SHORT), or_less: true, before: false }
+    }
+
+    pub fn at_last() -> Self {
+        Self { doubt: Duration::ZERO, or_less: true, before: true }
     }
 
     pub fn doubt(self) -> Duration {
@@ -250,7 +259,8 @@ impl Held {
             self.spots.entry(demand.place).or_default().wanted_at = Some(now);
         }
         let places = demands.iter().map(|demand| demand.place);
-        let behind = places.filter(|place| self.spots.get(place).is_some_and(|spot| !spot.line.is_empty())).min();
+        let has_line = |place: &Place| self.spots.get(place).is_some_and(|spot| !spot.line.is_empty());
+        let behind = places.filter(|place| !patience.before && has_line(place)).min();
         let at = match behind {
             Some(place) => place,
             None => match self.take(demands) {
@@ -271,7 +281,12 @@ impl Held {
         let (answer, answered) = oneshot::channel();
         self.waiting += 1;
         let waiting = Waiting { demands: Arc::clone(demands), since: now, stands_since: now, patience, answer };
-        self.spots.entry(at).or_default().line.push_back(waiting);
+        let line = &mut self.spots.entry(at).or_default().line;
+        if patience.before {
+            line.push_front(waiting)
+        } else {
+            line.push_back(waiting)
+        }
         Ok(Reserved::Waits(answered, self.todo(demands, now)))
     }
 
@@ -541,7 +556,7 @@ impl Held {
             if said.len() == most {
                 break;
             }
-            let statement = spot.statement(*place, now, kept.get(place).copied().unwrap_or_default());
+            let statement = spot.statement(*place, now, kept.get(place).map_or(&[][..], Vec::as_slice));
             said.extend(statement.map(|statement| (*place, statement)));
         }
         said.sort_unstable_by_key(|(place, _)| *place);
@@ -554,8 +569,8 @@ impl Held {
     /// What is kept of each place for those who are next in other lines, though it is called back: else two that need the
     /// same budgets might each get one of them, give it back for the other, and so on. Only who stands at the later of two
     /// places keeps the earlier: in that order, which is the same on all nodes, one of them goes on.
-    fn kept(&self, now: Instant) -> HashMap<Place, u64, RandomState> {
-        let mut kept = HashMap::default();
+    fn kept(&self, now: Instant) -> Kept {
+        let mut kept = Kept::default();
         if self.waiting == 0 {
             return kept;
         }
@@ -563,10 +578,11 @@ impl Held {
         for (at, waiting) in next.filter(|(_, waiting)| now.saturating_duration_since(waiting.stands_since) < KEPT_MAX)
         {
             for demand in waiting.demands.iter().filter(|demand| demand.place < *at) {
-                let sum: &mut u64 = kept.entry(demand.place).or_default();
-                *sum = sum.saturating_add(demand.amount);
+                kept.entry(demand.place).or_default().push((waiting.since, demand.amount));
             }
         }
+        // Where there is not enough for all of them, who came first keeps his part.
+        kept.values_mut().for_each(|parts| parts.sort_unstable());
         kept
     }
 
@@ -683,8 +699,10 @@ impl Spot {
     }
 
     fn hear(&mut self, standing: Standing, now: Option<Instant>) {
-        if self.standing.is_some_and(|before| before.burned < standing.burned) {
-            self.burned_at = now;
+        let before = self.standing.map_or(0, |before| before.burned);
+        if before < standing.burned {
+            // What it held is burned now, not lost.
+            (self.burned_at, self.lost) = (now, 0);
         }
         self.standing = Some(standing);
     }
@@ -724,16 +742,16 @@ impl Spot {
     }
 
     /// `kept`: as [`Held::kept`].
-    fn statement(&mut self, place: Place, now: Instant, kept: u64) -> Option<Statement> {
+    fn statement(&mut self, place: Place, now: Instant, kept: &[(Instant, u64)]) -> Option<Statement> {
         let recalled = self.standing.is_some_and(|standing| standing.recall);
         let unused = self.wanted_at.is_none_or(|at| now.saturating_duration_since(at) >= IDLE_MAX);
         let first = self.first(place).unwrap_or_default();
         if recalled || unused || self.over {
             // What serves the first in line stays, if it is enough for that; so does what those in other lines need.
             let idle = if self.over { 0 } else { self.lease.idle() };
-            let first = if first > idle { 0 } else { first };
-            let kept = if kept > idle - first { 0 } else { kept };
-            self.lease.give_back(first + kept);
+            let parts = std::iter::once(first).chain(kept.iter().map(|(_since, amount)| *amount));
+            let keep = parts.fold(0, |keep: u64, part| if part > idle - keep { keep } else { keep + part });
+            self.lease.give_back(keep);
         }
         let wanted =
             if self.over { 0 } else { self.waits_for(place).max(self.wanted_ahead(recalled, self.pace.ahead(now))) };

@@ -35,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at whether a leaving member's last grant has run out.
 const GRANT_LOOK: Duration = Duration::from_millis(100);
 
+/// Gossip may miss a node for a moment, and has to hear of one that starts before it takes it for alive.
+const LOST_AFTER: Duration = Duration::from_secs(2);
+
 type Asked = (ChangeMember, oneshot::Sender<Result<(), NotChanged>>);
 
 /// The handle. Cheap to clone.
@@ -86,10 +89,11 @@ impl Controller {
         }
     }
 
-    /// Of those that were heard of, who is not alive, as gossip sees it.
+    /// Of those that were heard of, who has not been alive for [`LOST_AFTER`], as gossip sees it.
     pub fn lost(&self) -> BTreeSet<NodeId> {
-        let heard = self.heard.lock();
-        heard.alive.iter().filter(|(_node, (is_alive, _since))| !is_alive).map(|(node, _)| *node).collect()
+        let (now, heard) = (Instant::now(), self.heard.lock());
+        let is_lost = |(is_alive, since): &(bool, Instant)| !is_alive && now.duration_since(*since) >= LOST_AFTER;
+        heard.alive.iter().filter(|(_node, heard)| is_lost(heard)).map(|(node, _heard)| *node).collect()
     }
 
     /// Asks for a change at this node, which should lead.

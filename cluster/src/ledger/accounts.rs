@@ -387,7 +387,7 @@ impl Accounts {
                 let place = Place::new(*budget, *number);
                 let last = Place { user: UserId(u64::MAX), ..place };
                 for (Place { user, .. }, _) in marks.range(place..=last).filter(|(_, mark)| mark.lent > 0) {
-                    if *user != UserId::NOBODY && account.each {
+                    if *user != UserId::NOBODY && account.each && !account.closed {
                         window.users.entry(*user).or_insert_with(|| Book::new(account.limit));
                     }
                 }
@@ -606,6 +606,7 @@ mod tests {
         accounts.align(&[]);
         let late = Statement { used: 5, ..wants(0) };
         assert_eq!(accounts.state(carl, new, NODE, late, false), Told::Gone);
+        accounts.settle(NODE, new, &BTreeMap::from([(carl, Mark { reach: 9, lent: 9 })]), true);
         assert!(accounts.book(carl).is_none(), "of a budget that is closed no end user is kept");
     }
 
@@ -703,6 +704,9 @@ mod tests {
         assert_eq!(accounts.book(place).unwrap().held(), 25);
         accounts.reconcile(place, old, 20).unwrap();
         assert_eq!(accounts.debts(place, NODE, new), Some(10), "by an operator who knows it");
+        // The disk is heard of again: it was not forgotten there.
+        accounts.settle(NODE, old, &BTreeMap::from([(place, Mark { reach: 25, lent: 15 })]), true);
+        assert_eq!(accounts.debts(place, NODE, new), Some(10), "that was known");
     }
 
     /// Node by node, life after life, more of them than are kept apart: in all it is as much as before.

@@ -38,6 +38,18 @@ pub enum Stage {
     Ended,
     /// What it used is proved, and the rest was given back.
     Settled,
+    /// As settled, but by an operator's word before its disk was heard of.
+    Answered,
+}
+
+impl Stage {
+    /// Nothing more is given back of it.
+    pub fn is_settled(self) -> bool {
+        match self {
+            Self::Settled | Self::Answered => true,
+            Self::Open | Self::Ended => false,
+        }
+    }
 }
 
 impl Line {
@@ -183,18 +195,18 @@ impl Book {
         }
         let Some(line) = self.lines.get_mut(&incarnation).filter(|line| line.node == node) else { return };
         // A disk that knows less than the node once said has gone back to an earlier state: it proves nothing.
-        if line.used > mark.reach {
+        if line.stage == Stage::Settled || line.used > mark.reach {
             return;
         }
-        if line.stage != Stage::Settled {
-            line.stage = Stage::Settled;
+        if line.stage != Stage::Answered {
             line.returned = line.returned.max(line.granted.saturating_sub(mark.reach));
         }
+        line.stage = Stage::Settled;
         // A mark is not taken back with the rights: beyond them it went only as far as it had credit. What it gave back may
         // still be heard of: then as much of this is beyond them. An operator who answered for it before this was known
         // did not know of the credit.
         let furthest = mark.reach.min(line.rights().saturating_add(mark.lent));
-        line.marked = if mark.lent > 0 { line.marked.max(furthest) } else { line.marked };
+        line.marked = if mark.lent > 0 { furthest } else { 0 };
     }
 
     /// An operator says what a life that is over has really used, and answers for it. What was given back before stays
@@ -204,7 +216,7 @@ impl Book {
         let before = line.clone();
         line.used = line.used.max(used);
         line.marked = 0;
-        line.stage = Stage::Settled;
+        line.stage = if line.stage == Stage::Settled { Stage::Settled } else { Stage::Answered };
         line.returned = line.returned.max(line.granted.saturating_sub(line.used));
         Some(Reconciled { before, after: line.clone() })
     }
@@ -238,9 +250,7 @@ impl Book {
             return None;
         }
         let mut others = self.lines.iter().filter(|(life, line)| line.node == node && **life != incarnation);
-        others.try_fold(0, |sum: u64, (_life, line)| {
-            (line.stage == Stage::Settled).then(|| sum.saturating_add(line.debt()))
-        })
+        others.try_fold(0, |sum: u64, (_life, line)| line.stage.is_settled().then(|| sum.saturating_add(line.debt())))
     }
 
     pub fn burned(&self) -> u64 {

@@ -354,7 +354,7 @@ impl Bills {
                 let rests = if lives.contains(&life) {
                     line.held() == line.used && line.used == said
                 } else {
-                    line.used <= said && (line.stage == Stage::Settled || line.held() == line.used)
+                    line.used <= said && (line.stage.is_settled() || line.held() == line.used)
                 };
                 if !rests {
                     unrest.push(format!("{place:?}: life {life}, told of {said}, has {line:?}"));
@@ -405,7 +405,7 @@ impl Seen {
         if !current && !self.current && granted > self.granted {
             broken.push(format!("it is over, and {granted} are granted of it, {} before", self.granted));
         }
-        let settled = |life| book.line(life).is_some_and(|line| line.stage == Stage::Settled);
+        let settled = |life| book.line(life).is_some_and(|line| line.stage.is_settled());
         for (life, spent) in spent {
             let Holds { held, rights, .. } = self.lines.get(life).copied().unwrap_or_default();
             let lent = if settled(*life) { 0 } else { spent.lent.min(self.overdraft) };
@@ -430,7 +430,7 @@ impl Seen {
         self.free.push(if waits { (index, 0, 0) } else { (index, lowest, free) });
         coverage.raised += u64::from(limit > self.limit);
         coverage.lowered += u64::from(limit < self.limit);
-        for (life, line) in book.lines().filter(|(_, line)| line.stage == Stage::Settled) {
+        for (life, line) in book.lines().filter(|(_, line)| line.stage.is_settled()) {
             if self.settled.insert(life) {
                 coverage.settled += 1;
                 coverage.burned += u64::from(line.burned() > 0);

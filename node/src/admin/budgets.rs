@@ -202,7 +202,7 @@ impl From<(Incarnation, &Line)> for LineStanding {
         let stage = match line.stage {
             Stage::Open => "open",
             Stage::Ended => "ended",
-            Stage::Settled => "settled",
+            Stage::Settled | Stage::Answered => "settled",
         };
         Self {
             node: line.node.to_string(),

@@ -135,13 +135,13 @@ fn still_lives(line: &Line, incarnation: Incarnation) -> String {
 
 /// What a life can have used. Until it is settled nobody knows what it has spent on credit.
 fn most(line: &Line, overdraft: u64) -> u64 {
-    let credit = if line.stage == Stage::Settled { 0 } else { overdraft };
+    let credit = if line.stage.is_settled() { 0 } else { overdraft };
     line.held().max(line.granted.saturating_sub(line.returned).saturating_add(credit))
 }
 
 fn too_much(line: &Line, used: u64, overdraft: u64, unit: Unit) -> String {
     let Line { granted, returned, .. } = *line;
-    let credit = if overdraft > 0 && line.stage != Stage::Settled {
+    let credit = if overdraft > 0 && !line.stage.is_settled() {
         format!(", and may have spent {} on credit", unit.show(overdraft))
     } else {
         String::new()

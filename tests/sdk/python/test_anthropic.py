@@ -210,7 +210,7 @@ def test_a_key_over_its_budget_is_a_rate_limit_error_that_the_sdk_does_not_retry
         with pytest.raises(anthropic.RateLimitError) as raised:
             ask(poor, "claude", say("hello"))
 
-    assert raised.value.body["error"]["type"] == "rate_limit_error"
+    assert raised.value.body["error"]["type"] == "billing_error"
     assert raised.value.response.headers["x-should-retry"] == "false"
     assert (len(calls), simulator.requests()) == (1, [])
 

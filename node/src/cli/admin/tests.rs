@@ -81,9 +81,9 @@ async fn a_budget_is_asked_for_and_reconciled() {
     let mut all = standing.clone();
     all["items"] = json!([standing]);
     let cases = [
-        ("show b", "GET /admin/v1/budgets/b/standing ", "", "b\n  limit      9 requests"),
+        ("show b", "GET /admin/v1/budgets/b/standing ", "", "b\n  window     0\n  limit      9 requests"),
         ("show", "GET /admin/v1/standings?limit=1000 ", "", "name  limit             settled     leased      burned"),
-        ("show b --window 3", "GET /admin/v1/budgets/b/standing?window=3 ", "", "b\n  limit"),
+        ("show b --window 3", "GET /admin/v1/budgets/b/standing?window=3 ", "", "b\n  window     "),
         ("show b --window 3 --end-user a&b", "GET /admin/v1/budgets/b/standing?window=3&end_user=a%26b ", "", "b\n"),
         (
             "reconcile b --node edge-1 --incarnation 12 --used 2 --window 0",
