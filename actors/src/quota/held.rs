@@ -4,6 +4,8 @@
 //! lacks, in an order that is the same on all nodes, holding nothing; whoever comes later to a budget with a line stands behind. Whatever frees rights serves the
 //! line at once.
 
+mod pace;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,15 +17,14 @@ use cluster::ledger::lease::{Lease, Mark};
 use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
+use pace::Pace;
+
 /// Attempts that stand in line. More are refused.
 pub const WAITING_MAX: usize = 4_096;
 
 /// Budgets, windows and end users this node holds something of, or did in a window that is not over. An end user it has
 /// not heard of before is refused beyond that.
 pub const PLACES_MAX: usize = 40_000;
-
-/// What is fetched ahead lasts so long at the present rate: longer than a leader that is lost takes to be replaced.
-const HORIZON: Duration = Duration::from_secs(5);
 
 /// A step of the mark is this part of what is fetched ahead: what a process that is killed burns is a step at most, and
 /// each costs a write to the disk.
@@ -148,48 +149,6 @@ struct Spot {
     marking: bool,
 }
 
-/// Within so short a time a rate does not fade.
-const FADES_EVERY: Duration = Duration::from_millis(1);
-
-/// How fast a budget is used, and in what pieces. An estimate: nothing that must hold hangs on it.
-#[derive(Default)]
-struct Pace {
-    per_second: f64,
-    /// Until when it has faded.
-    at: Option<Instant>,
-    largest: u64,
-}
-
-impl Pace {
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn note(&mut self, amount: u64, now: Instant) {
-        let passed = self.at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
-        if passed >= FADES_EVERY {
-            self.per_second *= faded(passed);
-            self.at = Some(now);
-        }
-        self.per_second += amount as f64 / HORIZON.as_secs_f64();
-        self.largest = amount.max(self.largest - self.largest / 64);
-    }
-
-    /// What the next seconds may take.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate, and never negative")]
-    fn ahead(&self, now: Instant) -> u64 {
-        let Some(at) = self.at else { return 0 };
-        let passed = now.saturating_duration_since(at);
-        if passed > IDLE_MAX {
-            return 0;
-        }
-        let per_second = if passed < FADES_EVERY { self.per_second } else { self.per_second * faded(passed) };
-        ((per_second * HORIZON.as_secs_f64()) as u64).saturating_add(self.largest.saturating_mul(2))
-    }
-}
-
-/// What is left of each part of a rate after so long.
-fn faded(passed: Duration) -> f64 {
-    (-passed.as_secs_f64() / HORIZON.as_secs_f64()).exp()
-}
-
 impl Spot {
     fn waits_for(&self, place: Place) -> u64 {
         self.line.iter().fold(0, |sum, waiting| sum.saturating_add(amount_at(&waiting.demands, place)))
@@ -283,9 +242,9 @@ impl Held {
         let waiting = Waiting { demands: Arc::clone(demands), since: now, stands_since: now, patience, answer };
         let line = &mut self.spots.entry(at).or_default().line;
         if patience.before {
-            line.push_front(waiting)
+            line.push_front(waiting);
         } else {
-            line.push_back(waiting)
+            line.push_back(waiting);
         }
         Ok(Reserved::Waits(answered, self.todo(demands, now)))
     }
@@ -582,7 +541,9 @@ impl Held {
             }
         }
         // Where there is not enough for all of them, who came first keeps his part.
-        kept.values_mut().for_each(|parts| parts.sort_unstable());
+        for parts in kept.values_mut() {
+            parts.sort_unstable();
+        }
         kept
     }
 
