@@ -235,7 +235,7 @@ impl Play {
             unknown: self.history.count(&Outcome::Info),
             ..Verdict::default()
         };
-        let world = self.world.read().await;
+        let mut world = self.world.read().await;
         let last = world.life(0).map(|life| life.consensus);
         let settled = match &last {
             Some(consensus) => timeout(CONVERGE_MAX, converge(&world, consensus)).await.unwrap_or_default(),
@@ -243,7 +243,6 @@ impl Play {
         };
         let harm = world.network.harm();
         (verdict.lost_calls, verdict.blocked_calls) = (harm.lost, harm.blocked);
-        verdict.gave_up = world.gave_up;
         if let Some((keys, revoked)) = settled {
             verdict.broken = durable::check(&self.history.events(), &keys, &revoked);
         } else {
@@ -252,7 +251,15 @@ impl Play {
         }
         if verdict.broken.is_empty() {
             verdict.broken = spending::end(&world, &mut random).await;
+            // One that was deposed may notice as late as now, and then its Raft gives up: its process is started again.
+            while !verdict.broken.is_empty() && world.has_failed() {
+                drop(world);
+                heal(&mut *self.world.write().await).await;
+                world = self.world.read().await;
+                verdict.broken = spending::end(&world, &mut random).await;
+            }
         }
+        verdict.gave_up = world.gave_up;
         let hung = self.history.events().into_iter().filter(|event| event.words == HUNG).count();
         verdict.broken.extend((hung > 0).then(|| format!("{hung} reserves did not return")));
         drop(world);

@@ -264,7 +264,23 @@ pub async fn end(world: &World, random: &mut Random) -> Vec<String> {
     };
     if timeout(REST_MAX, rest).await.is_err() {
         unrest.truncate(3);
-        return vec![format!("the healed world did not come to rest within {REST_MAX:?}: {unrest:#?}")];
+        let stands = |at: usize| match world.life(at) {
+            Some(life) => {
+                let metrics = life.consensus.metrics();
+                let metrics = metrics.borrow();
+                format!(
+                    "{:?} in term {}, follows {:?}, has {:?}, applied {:?}",
+                    metrics.state,
+                    metrics.current_term,
+                    metrics.current_leader,
+                    metrics.last_log_index,
+                    metrics.last_applied
+                )
+            }
+            None => "down".to_owned(),
+        };
+        let nodes: Vec<String> = (0..world.nodes.len()).map(stands).collect();
+        return vec![format!("the healed world did not come to rest within {REST_MAX:?}: {unrest:#?}; {nodes:#?}")];
     }
     let whose = |kept: &Kept| users().take(if kept.each { usize::MAX } else { 1 });
     let all = BUDGETS.into_iter().flat_map(|kept| whose(&kept).map(move |user| (kept, user)));

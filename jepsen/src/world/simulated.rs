@@ -253,12 +253,20 @@ impl World {
     /// Processes whose Raft gave up: they end, as a node does then, and are to be started again.
     pub async fn end_failed(&mut self) {
         for number in 0..self.nodes.len() {
-            let failed = |life: Life| life.consensus.metrics().borrow().running_state.is_err();
-            if self.life(number).is_some_and(failed) {
+            if self.failed(number) {
                 self.crash(number, false).await;
                 self.gave_up += 1;
             }
         }
+    }
+
+    /// Whether there are any.
+    pub fn has_failed(&self) -> bool {
+        (0..self.nodes.len()).any(|number| self.failed(number))
+    }
+
+    fn failed(&self, number: usize) -> bool {
+        self.life(number).is_some_and(|life| life.consensus.metrics().borrow().running_state.is_err())
     }
 
     /// The process stands still, until all go on.
