@@ -292,8 +292,10 @@ async fn a_budget_deleted_and_made_again_begins_anew() {
     // A call that met it while it went is told to come again.
     eventually_within(LONG, "nobody pays", async || one_more(&cluster[0]).await == 200).await;
     change(&cluster, &config(3, BUDGET));
+    // Before anyone spends of it.
+    eventually_within(LONG, "it is another", async || standing(&cluster[0], &admin).await["settled"] == 0).await;
 
-    eventually_within(LONG, "it is another, and spent as the first was", async || {
+    eventually_within(LONG, "it is spent as the first was", async || {
         one_more(&cluster[0]).await == 429 && standing(&cluster[0], &admin).await["settled"] == 3
     })
     .await;

@@ -217,7 +217,7 @@ rows! {
     BUDGET: 429, "rate_limit_error", "budget_exceeded", "x-should-retry: false", "The message names the budget and, unless it is of the provider or the model, its limit and when it resets: wait for that, ask for a shorter answer, or have the limit raised. `llm-edge-agent budget show` tells what is left. In Anthropic's dialect its type is `billing_error`.";
     BUDGET_UNKNOWN: 403, "permission_denied", "budget_unknown", "", "The key, its team or tenant, the provider or the model names a budget that the node does not know; the operator makes it, or takes its name out there.";
     UNPRICED: 403, "permission_denied", "model_not_priced", "", "A budget in US dollars needs the model's price; the operator adds it under `prices`.";
-    BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`, or 4,096 calls wait for budgets, or it knows 40,000 end users of budgets; try again, or add a node.";
+    BUSY: 503, "server_error", "overloaded", "retry-after", "The node is at `queue.requests_max`, or too many calls wait for budgets there, or it knows too many end users of them; try again, or add a node.";
     NOT_CACHED: 504, "invalid_request_error", "not_cached", "", "Leave out `cache-control: only-if-cached`.";
     UNTRANSLATABLE: 400, "invalid_request_error", "untranslatable", "", "Leave out the field in `param`, or use a model of a provider that has it.";
     REJECTED: 400, "invalid_request_error", "upstream_rejected", "x-lea-upstream-status", "The provider refused the request itself; the message says why.";
@@ -583,18 +583,8 @@ mod words {
             Unit::NanoUsd | Unit::Tokens => "ask for a shorter answer (`max_tokens`), ",
             Unit::Requests => "",
         };
-        let later = match period {
-            // The next one has room for nothing, too.
-            Period::Total | Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month
-                if exceeded.limit == 0 =>
-            {
-                ""
-            }
-            Period::Total => "",
-            Period::Minute | Period::Hour | Period::Day | Period::Week | Period::Month => {
-                "wait for the next window, or "
-            }
-        };
+        // Of a limit of nothing the next window has room for nothing, too.
+        let later = if *period == Period::Total || exceeded.limit == 0 { "" } else { "wait for the next window, or " };
         format!("{has}; {shorter}{later}have the limit raised")
     }
 
@@ -679,19 +669,13 @@ mod tests {
     /// Which budget, how much, and when there is more: nobody but the operator can ask for that.
     #[test]
     fn who_is_over_a_budget_is_told_of_it() {
-        let told = |limit: &str, period, each, (left, needed), ends| {
+        let told = |limit: &str, period, each, (left, lost, needed), ends| {
             let limit: Amount = limit.parse().unwrap();
             let budget =
                 BudgetSpec { limit: Some(LimitText(limit.to_string())), window: Some(period), ..BudgetSpec::default() };
             let budget = Arc::new(Budget { each, ..budget.read("b").unwrap() });
-            let failure = Failure::BudgetExceeded(Box::new(Exceeded {
-                budget,
-                limit: limit.amount,
-                left,
-                lost: 0,
-                needed,
-                ends,
-            }));
+            let failure =
+                Failure::BudgetExceeded(Box::new(Exceeded { budget, limit: limit.amount, left, lost, needed, ends }));
             for dialect in [Dialect::OpenAiChat, Dialect::AnthropicMessages] {
                 let answer = failure.answer(dialect, "r", false);
                 assert_eq!(
@@ -705,20 +689,29 @@ mod tests {
         let month = Some(Ends::At(Duration::from_hours(498_912)));
 
         assert_eq!(
-            told("$50", Period::Month, false, (200_000_000, 400_000_000), month),
+            told("$50", Period::Month, false, (200_000_000, 0, 400_000_000), month),
             "the budget `b` ($50 a month, resets 2026-12-01T00:00:00Z) has $0.2 left, and this request may cost $0.4; ask for \
              a shorter answer (`max_tokens`), wait for the next window, or have the limit raised"
         );
         assert_eq!(
-            told("9 tokens", Period::Total, true, (10, 10), Some(Ends::Never)),
+            told("9 tokens", Period::Total, true, (10, 0, 10), Some(Ends::Never)),
             "the budget `b` (9 tokens in total for each end user, resets never) has 10 tokens left, which calls under way \
              hold; this one may cost 10 tokens; ask for a shorter answer (`max_tokens`), or have the limit raised"
         );
         assert_eq!(
-            told("9 requests", Period::Hour, false, (0, 1), None),
+            told("9 requests", Period::Hour, false, (0, 0, 1), None),
             "the budget `b` (9 requests an hour) is used up; wait for the next window, or have the limit raised"
         );
-        assert!(told("$1", Period::Day, false, (0, 1), Some(Ends::At(Duration::MAX))).contains("resets 9999-12-31"));
+        assert_eq!(
+            told("9 requests", Period::Hour, false, (5, 4, 2), None),
+            "the budget `b` (9 requests an hour) has 5 requests left, of which nodes that do not answer hold 4 requests; this \
+             request may cost 2 requests; wait for the next window, or have the limit raised"
+        );
+        assert_eq!(
+            told("0 requests", Period::Hour, false, (0, 0, 1), None),
+            "the budget `b` (0 requests an hour) has room for nothing; have the limit raised"
+        );
+        assert!(told("$1", Period::Day, false, (0, 0, 1), Some(Ends::At(Duration::MAX))).contains("resets 9999-12-31"));
     }
 
     /// It may be other tenants' too: callers learn that it is short, and no more.

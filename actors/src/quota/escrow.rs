@@ -123,7 +123,7 @@ struct Inner {
     places: watch::Sender<Places>,
     say: Notify,
     mark: Notify,
-    spoken: watch::Sender<Spoken>,
+    last_word: watch::Sender<Spoken>,
 }
 
 /// What became of what was said to the ledger last.
@@ -156,7 +156,7 @@ impl Escrow {
             places: watch::Sender::default(),
             say: Notify::new(),
             mark: Notify::new(),
-            spoken: watch::Sender::default(),
+            last_word: watch::Sender::default(),
         }));
         let (says, marking) = (escrow.clone().says(), escrow.clone().marking(marks));
         (escrow, says, marking)
@@ -327,10 +327,10 @@ impl Escrow {
 
     /// Whether the ledger has answered all that was said to it; waits for an answer under way no longer than `within`. Else it
     /// may grant something yet, of which nobody here will hear.
-    pub async fn is_answered(&self, within: Duration) -> bool {
-        let mut spoken = self.0.spoken.subscribe();
-        let ended = tokio::time::timeout(within, spoken.wait_for(|spoken| *spoken != Spoken::UnderWay)).await;
-        ended.is_ok_and(|ended| ended.is_ok_and(|spoken| *spoken == Spoken::Answered))
+    pub async fn has_heard_all(&self, within: Duration) -> bool {
+        let mut word = self.0.last_word.subscribe();
+        let ended = tokio::time::timeout(within, word.wait_for(|word| *word != Spoken::UnderWay)).await;
+        ended.is_ok_and(|ended| ended.is_ok_and(|word| *word == Spoken::Answered))
     }
 
     /// Something was applied: `ledger` says what it is with a place now. As [`Held::look`].
@@ -365,7 +365,7 @@ impl Escrow {
                 let said = held.statements(said_at, STATEMENTS_MAX);
                 if !said.is_empty() {
                     // Before anyone can close it, and ask.
-                    self.0.spoken.send_replace(Spoken::UnderWay);
+                    self.0.last_word.send_replace(Spoken::UnderWay);
                 }
                 said
             };
@@ -376,7 +376,7 @@ impl Escrow {
             let places: Vec<Place> = said.iter().map(|(place, _)| *place).collect();
             match self.0.ledger.say(said).await {
                 Ok(told) => {
-                    self.0.spoken.send_replace(Spoken::Answered);
+                    self.0.last_word.send_replace(Spoken::Answered);
                     let told_at = now();
                     ::metrics::histogram!(metrics::REFILL).record(told_at - said_at);
                     // Outside of the lock: it is the register that is asked.
@@ -390,7 +390,7 @@ impl Escrow {
                     self.0.mark.notify_one();
                 }
                 Err(why) => {
-                    self.0.spoken.send_replace(Spoken::Unanswered);
+                    self.0.last_word.send_replace(Spoken::Unanswered);
                     warn!(why, "the ledger did not answer");
                     self.0.held.lock().unanswered(&places);
                     tokio::time::sleep(EVERY).await;

@@ -1,8 +1,8 @@
 //! What this node holds of all budgets, and who waits for it. Pure: nothing here waits, writes or asks.
 //!
 //! An attempt takes its part of all its budgets or of none. Who finds too little stands in line at the first budget that
-//! lacks, in an order that is the same on all nodes, holding nothing; whoever comes later to a budget with a line stands behind. Whatever frees rights serves the
-//! line at once.
+//! lacks, in an order that is the same on all nodes, holding nothing; whoever comes later to a budget with a line stands
+//! behind. Whatever frees rights serves the line at once.
 
 mod pace;
 

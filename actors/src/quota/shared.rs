@@ -217,7 +217,7 @@ impl Books {
         if incarnation.get() == 0 || marks.is_empty() {
             return;
         }
-        let answered = escrow.is_answered(LAST_WITHIN).await;
+        let heard_all = escrow.has_heard_all(LAST_WITHIN).await;
         for act in settlements(node, incarnation, &marks, true) {
             if let Err(error) = self.consensus.propose_idempotent(act, LAST_WITHIN).await {
                 warn!(error = chain(&error), "what this node holds of budgets is given back when it starts again");
@@ -225,7 +225,7 @@ impl Books {
             }
         }
         // What it is granted after that, the next life gives back by these marks.
-        if !answered {
+        if !heard_all {
             return;
         }
         if let Err(error) = self.marks.forget(incarnation).await {

@@ -64,22 +64,27 @@ impl Marks for Disk {
     }
 }
 
+/// Budgets of these limits, and where each is spent.
+pub(in crate::quota) fn accounts(limits: &[u64]) -> (Accounts, Vec<Place>) {
+    let mut accounts = Accounts::default();
+    let declared = |(number, limit): (usize, &u64)| Declared {
+        name: format!("b{number}"),
+        terms: String::new(),
+        limit: *limit,
+        each: false,
+    };
+    let declared: Vec<Declared> = limits.iter().enumerate().map(declared).collect();
+    accounts.align(&declared);
+    let ids: Vec<_> = accounts.iter().map(|(id, _)| id).collect();
+    for budget in &ids {
+        accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
+    }
+    (accounts, ids.into_iter().map(|budget| Place::new(budget, 0)).collect())
+}
+
 impl Books {
     pub(in crate::quota) fn new(limits: &[u64]) -> (Self, Vec<Place>) {
-        let mut accounts = Accounts::default();
-        let declared = |(number, limit): (usize, &u64)| Declared {
-            name: format!("b{number}"),
-            terms: String::new(),
-            limit: *limit,
-            each: false,
-        };
-        let declared: Vec<Declared> = limits.iter().enumerate().map(declared).collect();
-        accounts.align(&declared);
-        let ids: Vec<_> = accounts.iter().map(|(id, _)| id).collect();
-        for budget in &ids {
-            accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
-        }
-        let places = ids.into_iter().map(|budget| Place::new(budget, 0)).collect();
+        let (accounts, places) = accounts(limits);
         (Self(Arc::new(Mutex::new(accounts)), Arc::default()), places)
     }
 
@@ -360,17 +365,17 @@ async fn a_ledger_that_did_not_answer_may_grant_something_yet() {
     let (books, places) = Books::new(&[1_000]);
     let (escrow, answers) = books.node(0);
     let within = Duration::from_secs(1);
-    assert!(escrow.is_answered(within).await, "nothing was said");
+    assert!(escrow.has_heard_all(within).await, "nothing was said");
 
     answers.store(false, Ordering::Relaxed);
     let _waits = tokio::time::timeout(within, escrow.reserve(demand(places[0], 100), long(), soon())).await;
     escrow.close();
-    assert!(!escrow.is_answered(within).await);
+    assert!(!escrow.has_heard_all(within).await);
 
     let (other, _) = books.node(1);
     drop(other.reserve(demand(places[0], 100), long(), soon()).await.unwrap());
     other.close();
-    assert!(other.is_answered(within).await);
+    assert!(other.has_heard_all(within).await);
 }
 
 /// Who has left is not waited for: others need not give back what they hold for him.

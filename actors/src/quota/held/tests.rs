@@ -1,11 +1,30 @@
 //! Lines, windows that are over, and bounds, without a clock or a ledger.
 
 use cluster::id::{Incarnation, NodeId};
-use cluster::ledger::accounts::{Accounts, BudgetId, Declared, Roll};
+use cluster::ledger::accounts::{Accounts, BudgetId};
 use proptest::prelude::*;
 use tokio::sync::oneshot::error::TryRecvError;
 
+use super::super::escrow::tests::accounts;
 use super::*;
+
+fn of(place: Place, amount: u64, overdraft: u64) -> Arc<[Demand]> {
+    Arc::new([Demand { place, unit: Unit::Tokens, amount, overdraft }])
+}
+
+/// Nothing is granted yet, so whoever comes stands in line.
+fn in_line(
+    held: &mut Held,
+    demands: &Arc<[Demand]>,
+    patience: Patience,
+    now: Instant,
+) -> oneshot::Receiver<Result<(), Refused>> {
+    match held.reserve(demands, patience, now) {
+        Ok(Reserved::Waits(answer, _todo)) => answer,
+        Ok(Reserved::Taken(_todo)) => panic!("something was granted"),
+        Err(refused) => panic!("{refused}"),
+    }
+}
 
 /// The ledger heard it, its answer was lost, and who wanted it has left: the node must hear what it holds, and give it back.
 #[test]
@@ -14,10 +33,8 @@ fn what_nobody_answered_is_said_again_though_nobody_waits_any_more() {
     let began = tokio::time::Instant::now().into_std();
     let at = |seconds| began + Duration::from_secs(seconds);
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 0 }]);
-    let Ok(Reserved::Waits(answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), at(0)) else {
-        panic!("nothing is granted yet");
-    };
+    let demands = of(place, 5, 0);
+    let answer = in_line(&mut held, &demands, Patience::all(Duration::ZERO), at(0));
     assert_eq!(held.statements(at(0), 9)[0].1.wants, 5);
     drop(answer);
     held.gone(&demands);
@@ -39,7 +56,7 @@ fn a_window_that_is_over_is_remembered_while_it_may_be_spent_of_here() {
     let place = Place::new(BudgetId(0), 0);
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 9 }]);
+    let demands = of(place, 5, 9);
     let waits = held.reserve(&demands, Patience::all(Duration::ZERO), now);
     assert!(matches!(waits, Ok(Reserved::Waits(..))));
     let standing = Standing { granted: 5, limit: 100, held: 5, ..Standing::default() };
@@ -66,11 +83,8 @@ async fn nobody_in_line_is_refused_what_the_ledger_says_is_free() {
     let now = tokio::time::Instant::now().into_std();
     let later = now + DOUBT_MAX;
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 0 }]);
-    let mut wait = || match held.reserve(&demands, Patience::all(Duration::ZERO), now).unwrap() {
-        Reserved::Waits(answer, _todo) => answer,
-        Reserved::Taken(_todo) => panic!("nothing is granted yet"),
-    };
+    let demands = of(place, 5, 0);
+    let mut wait = || in_line(&mut held, &demands, Patience::all(Duration::ZERO), now);
     let (mut answer, mut second) = (wait(), wait());
 
     let some = Standing { granted: 3, limit: 100, held: 3, ..Standing::default() };
@@ -97,10 +111,8 @@ fn nobody_is_refused_what_a_node_that_starts_gives_back() {
     let (mut turns, places) = Turns::new(1, &[100]);
     let (place, began) = (places[0], turns.now);
     let held = &mut turns.nodes[0];
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 60, overdraft: 0 }]);
-    let Ok(Reserved::Waits(mut answer, _todo)) = held.reserve(&demands, Patience::all(DOUBT_MAX), began) else {
-        panic!("nothing is granted yet");
-    };
+    let demands = of(place, 60, 0);
+    let mut answer = in_line(held, &demands, Patience::all(DOUBT_MAX), began);
     let standing = Standing { limit: 100, held: 90, used: 10, ..Standing::default() };
     let mut told = |standing, at: Duration| {
         held.told(place, Told::Standing(standing), began + at, began + at);
@@ -119,11 +131,9 @@ fn nobody_is_refused_what_a_node_that_starts_gives_back() {
 #[test]
 fn no_more_is_said_than_the_disk_knows() {
     let (mut turns, places) = Turns::new(1, &[100]);
-    let demands: Arc<[Demand]> = Arc::new([Demand { place: places[0], unit: Unit::Tokens, amount: 10, overdraft: 0 }]);
+    let demands = of(places[0], 10, 0);
     let now = turns.now;
-    let Ok(Reserved::Waits(_answer, _todo)) = turns.nodes[0].reserve(&demands, Patience::all(DOUBT_MAX), now) else {
-        panic!("nothing is granted yet");
-    };
+    let _answer = in_line(&mut turns.nodes[0], &demands, Patience::all(DOUBT_MAX), now);
     turns.turn(0);
     let held = &mut turns.nodes[0];
     held.settle(&demands, [70]);
@@ -146,10 +156,8 @@ fn where_it_was_lent_to_is_remembered_though_all_is_said() {
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
     for place in [lent, not_lent] {
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 9 }]);
-        let Ok(Reserved::Waits(mut answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), now) else {
-            panic!("nothing is granted yet");
-        };
+        let demands = of(place, 5, 9);
+        let mut answer = in_line(&mut held, &demands, Patience::all(Duration::ZERO), now);
         if place == lent {
             held.lend(place, 9);
         } else {
@@ -181,19 +189,7 @@ struct Turns {
 
 impl Turns {
     fn new(nodes: usize, limits: &[u64]) -> (Self, Vec<Place>) {
-        let mut accounts = Accounts::default();
-        let declared = |(number, limit): (usize, &u64)| Declared {
-            name: format!("b{number}"),
-            terms: String::new(),
-            limit: *limit,
-            each: false,
-        };
-        accounts.align(&limits.iter().enumerate().map(declared).collect::<Vec<_>>());
-        let budgets: Vec<_> = accounts.iter().map(|(budget, _)| budget).collect();
-        for budget in &budgets {
-            accounts.roll(&Roll { budget: *budget, after: None, starts: Duration::ZERO, ends: None });
-        }
-        let places = budgets.into_iter().map(|budget| Place::new(budget, 0)).collect();
+        let (accounts, places) = accounts(limits);
         let nodes = (0..nodes).map(|_| Held::default()).collect();
         (Self { accounts, nodes, now: tokio::time::Instant::now().into_std() }, places)
     }
@@ -226,10 +222,8 @@ fn served(nodes: usize, budgets: usize, needs: &[(usize, u8)], turns_of: impl It
         let first = number % demands.len();
         demands.rotate_left(first);
         let demands: Arc<[Demand]> = demands.into();
-        match turns.nodes[*node].reserve(&demands, Patience::all(DOUBT_MAX), now) {
-            Ok(Reserved::Waits(answer, _todo)) => waiting.push((*node, demands, answer)),
-            Ok(Reserved::Taken(_)) | Err(_) => panic!("nothing is granted yet"),
-        }
+        let answer = in_line(&mut turns.nodes[*node], &demands, Patience::all(DOUBT_MAX), now);
+        waiting.push((*node, demands, answer));
     }
 
     for number in turns_of {
@@ -278,10 +272,8 @@ fn a_window_that_was_quiet_when_it_ended_is_forgotten() {
     let place = Place::new(BudgetId(0), 0);
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
-    let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 5, overdraft: 0 }]);
-    let Ok(Reserved::Waits(_answer, _todo)) = held.reserve(&demands, Patience::all(Duration::ZERO), now) else {
-        panic!("nothing is granted yet");
-    };
+    let demands = of(place, 5, 0);
+    let _answer = in_line(&mut held, &demands, Patience::all(Duration::ZERO), now);
     let standing = |used, held| Standing { granted: 9, limit: 100, used, held, ..Standing::default() };
     held.told(place, Told::Standing(standing(0, 9)), now, now);
     let marks = held.marks(now);
@@ -312,7 +304,7 @@ fn so_many_places_are_spent_of_here_and_no_more() {
     let now = tokio::time::Instant::now().into_std();
     let mut held = Held::default();
     let mut reserve = |place| {
-        let demands: Arc<[Demand]> = Arc::new([Demand { place, unit: Unit::Tokens, amount: 1, overdraft: 0 }]);
+        let demands = of(place, 1, 0);
         match held.reserve(&demands, Patience::all(Duration::ZERO), now) {
             Ok(Reserved::Waits(answer, _todo)) => {
                 drop(answer);
