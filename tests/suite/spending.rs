@@ -358,8 +358,8 @@ async fn spend_uncapped(provider: &FakeProvider, nodes: &[&Member], limit: u64) 
     join_all(spending).await
 }
 
-/// What is less than that serves nobody, beside what twelve calls under way may have set aside as short as they can be.
-const LITTLE: u64 = 13 * 500;
+/// What is less than that serves nobody: the shortest answer, and as many tokens of input as a question may have.
+const LITTLE: u64 = 256 + 144;
 
 #[tokio::test]
 async fn nobody_who_names_no_length_is_refused_while_there_is_room_for_a_short_answer() {
