@@ -158,16 +158,14 @@ impl Asked<'_> {
                 break;
             }
             let each = floor.max(each / BESIDE);
-            match self.reserve(self.bound.capped(each), Patience::or_less(doubt())).await {
-                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
-                taken => return Ok((taken?, Some(each))),
+            if let Some(taken) = self.reserve_capped(each, Patience::or_less(doubt())).await? {
+                return Ok(taken);
             }
         }
-        match self.reserve(self.bound.capped(floor), Patience::all(doubt())).await {
-            Err(Denied::Because(QuotaError::Exceeded(_))) => {}
-            taken => return Ok((taken?, Some(floor))),
+        match self.reserve_capped(floor, Patience::all(doubt())).await? {
+            Some(taken) => Ok(taken),
+            None => self.shorter(floor, doubted_until).await,
         }
-        self.shorter(floor, doubted_until).await
     }
 
     /// The budgets have less than `floor`, or it was waited for in vain: an answer as long as what they have, or what is free.
@@ -181,27 +179,33 @@ impl Asked<'_> {
         let attainable = self.attainable().await?;
         let mut most = if attainable < floor { attainable } else { self.affordable().await?.min(floor) };
         for _ in 0..TRIES {
-            let each = most;
-            if each < least {
+            if most < least {
                 break;
             }
-            match self.reserve(self.bound.capped(each), patience(Patience::or_less)).await {
-                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
-                taken => return Ok((taken?, Some(each))),
+            if let Some(taken) = self.reserve_capped(most, patience(Patience::or_less)).await? {
+                return Ok(taken);
             }
             let attainable = self.attainable().await?;
-            most = if attainable < each { attainable } else { each / 2 };
+            most = if attainable < most { attainable } else { most / 2 };
         }
         // It is waited for in the end, as much as leaves room for others.
         let each = (self.attainable().await? / BESIDE).clamp(least, floor);
-        if each > least {
-            match self.reserve(self.bound.capped(each), patience(Patience::all)).await {
-                Err(Denied::Because(QuotaError::Exceeded(_))) => {}
-                taken => return Ok((taken?, Some(each))),
-            }
+        if each > least
+            && let Some(taken) = self.reserve_capped(each, patience(Patience::all)).await?
+        {
+            return Ok(taken);
         }
         // Its «no» is told: it is to be the ledger's, and not that others stand in line.
         Ok((self.reserve(self.bound.capped(least), patience(Patience::all)).await?, Some(least)))
+    }
+
+    /// With answers of so many tokens. `None`: the ledger has less.
+    async fn reserve_capped(&self, each: u64, patience: Patience) -> Result<Option<Taken>, Denied> {
+        match self.reserve(self.bound.capped(each), patience).await {
+            Ok(rights) => Ok(Some((rights, Some(each)))),
+            Err(Denied::Because(QuotaError::Exceeded(_))) => Ok(None),
+            Err(denied) => Err(denied),
+        }
     }
 
     /// Where the ledger is silent, what there is on credit counts as room.
